@@ -1,0 +1,120 @@
+"""The house plot style and the recurring plots. Each function takes results and returns the figure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+INK = "#22262b"
+PUBLIC, PERSONAL = "#3b76af", "#d5752d"  # the two phases, wherever they appear
+
+
+def use_house_style() -> None:
+    """Set seaborn and matplotlib defaults for every figure of the project."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titleweight": "semibold",
+            "axes.titlesize": 10.5,
+            "axes.labelsize": 9.5,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": "#9aa1a9",
+            "xtick.labelsize": 8.5,
+            "ytick.labelsize": 8.5,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "figure.dpi": 96,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+        },
+    )
+
+
+def image_grid(
+    images: Sequence[Sequence[Image | None]],
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    title: str = "",
+    row_axis: str = "",
+    column_axis: str = "",
+    cell: float = 1.05,
+) -> Figure:
+    """Images in rows and columns with labels outside; `None` leaves a cell empty. `cell` is its size in inches."""
+    rows, columns = len(images), max(len(row) for row in images)
+    label_width = 1.9 if row_labels else 0.1
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(columns * cell + label_width, rows * cell + (0.75 if title or column_labels else 0.1)),
+        squeeze=False,
+        gridspec_kw={"wspace": 0.04, "hspace": 0.04},
+    )
+    for r, row in enumerate(images):
+        for c in range(columns):
+            ax = axes[r, c]
+            ax.set(xticks=[], yticks=[])
+            sns.despine(ax=ax, left=True, bottom=True)
+            if c < len(row) and row[c] is not None:
+                ax.imshow(row[c], interpolation="lanczos" if row[c].width < 256 else "antialiased")
+    for c, label in enumerate(column_labels):
+        axes[0, c].set_title(textwrap.fill(label, 16), fontsize=8.5, fontweight="normal", pad=4)
+    for r, label in enumerate(row_labels):
+        axes[r, 0].set_ylabel(textwrap.fill(label, 26), rotation=0, ha="right", va="center", fontsize=8.5, labelpad=8)
+    if column_axis:
+        figure.supxlabel(column_axis, fontsize=9)
+    if row_axis:
+        figure.supylabel(row_axis, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="semibold")
+    return figure
+
+
+def filmstrip(
+    strips: dict[str, Sequence[Image]], steps: Sequence[int], handover: int, title: str = "", cell: float = 0.72
+) -> Figure:
+    """One row of intermediate images per trajectory; frames under the public prompt are underlined in its colour.
+
+    `steps` are the numbers of updates made when each image was decoded.
+    """
+    figure = image_grid(
+        list(strips.values()), list(strips), [str(step) for step in steps], title, column_axis="updates made", cell=cell
+    )
+    axes = figure.axes
+    for index, ax in enumerate(axes):
+        step = steps[index % len(steps)]
+        colour = PUBLIC if step <= handover else PERSONAL
+        ax.axhline(ax.get_ylim()[0], color=colour, linewidth=4, clip_on=False)
+    handles = [plt.Line2D([], [], color=c, linewidth=4) for c in (PUBLIC, PERSONAL)]
+    figure.legend(
+        handles, ["public prompt", "own prompt"], loc="outside lower right", ncols=2, frameon=False, fontsize=8.5
+    )
+    return figure
+
+
+def cost_bars(costs: dict[str, tuple[float, float]], title: str = "") -> Figure:
+    """Denoiser evaluations per set: what the published scripts spend against what the tree needs."""
+    figure, ax = plt.subplots(figsize=(6.2, 0.62 * len(costs) + 1.1))
+    for row, (published, tree) in enumerate(costs.values()):
+        ax.barh(row, published, height=0.62, color="#d9dde1")
+        ax.barh(row, tree, height=0.34, color=PUBLIC)
+        ax.annotate(
+            f"{tree / published:.0%}", (tree, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
+        )
+    ax.set(yticks=range(len(costs)), yticklabels=list(costs), xlabel="denoiser evaluations (NFE)", title=title)
+    ax.invert_yaxis()
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in ("#d9dde1", PUBLIC)]
+    ax.legend(handles, ["published scripts", "denoising tree"], frameon=False, fontsize=8.5, loc="lower right")
+    return figure

@@ -1,0 +1,82 @@
+"""The README of each shipped model, written from what training and evaluation recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from .. import figures
+from ..study import write_atomically
+
+_ABOUT = {
+    "mini-sd3": (
+        "A complete Stable Diffusion 3 pipeline in miniature: autoencoder (16 latent channels, 8x downsampling), two "
+        "CLIP text encoders with a vocabulary of their own, an SD3 transformer and the flow-matching Euler scheduler "
+        "with shift 3.0. There is no T5; `hybridlib.models.load` passes `text_encoder_3=None, tokenizer_3=None`.",
+        "It draws one or two shapes on six grounds in three lights at 64x64 pixels and knows no other word. Prompts "
+        "are cut at 16 tokens. Numbers measured on it say how a method behaves on a small model, not on SD3.",
+    ),
+    "mini-clip": (
+        "An open_clip model of scenes and captions, trained contrastively and independently of the text encoders of "
+        "mini-sd3, whose images it scores.",
+        "It knows the scenes and their captions only; its cosine is not comparable with that of OpenAI's CLIP.",
+    ),
+    "mini-judge": (
+        "A small convolutional classifier that reads count, shapes, colours, sizes, arrangement, ground and light "
+        "from an image: the yardstick for what mini-sd3 draws.",
+        "It always answers with one of the known classes, also for an image that shows none of them.",
+    ),
+}
+_TARGETS = {
+    "autoencoder PSNR (dB)": 32.0,
+    "one object: colour and shape": 0.90,
+    "two objects: colour and shape": 0.75,
+    "retrieval top-1 of 100": 0.90,
+    "held-out accuracy": 0.98,
+}
+
+
+def write(folder: Path) -> None:
+    """Write README.md and loss.png of a model folder."""
+    name = folder.name
+    runs = json.loads((folder / "training.json").read_text())
+    about, limits = _ABOUT[name]
+    lines = [f"# {name}", "", about, "", "## Training", ""]
+    lines += [
+        "Fresh or cached procedural scenes (`hybridlib/miniature/scenes.py`), AdamW, EMA weights, fp16 on disk. "
+        f"Retrain from nothing with `python -m hybridlib.miniature train {name}`.",
+        "",
+        "| part | steps | batch | peak learning rate | seed | wall time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for part, run in runs.items():
+        recipe = run["recipe"]
+        lines.append(
+            f"| {part} | {recipe['steps']} | {recipe['batch_size']} | {recipe['learning_rate']:g} "
+            f"| {recipe['seed']} | {run['seconds'] / 60:.0f} min on 2 CPU cores |"
+        )
+    _plot_losses(runs, folder / "loss.png")
+    lines += ["", "![training loss](loss.png)", ""]
+    evaluation = folder / "evaluation.json"
+    if evaluation.is_file():
+        lines += ["## Quality on held-out scenes", "", "| measure | value | target |", "|---|---|---|"]
+        for measure, value in json.loads(evaluation.read_text()).items():
+            target = _TARGETS.get(measure)
+            lines.append(f"| {measure} | {value:.3f} | {'' if target is None else f'>= {target:g}'} |")
+        lines += ["", "Measured by `python -m hybridlib.miniature evaluate`.", ""]
+    lines += ["## Limits", "", limits, ""]
+    write_atomically(folder / "README.md", "\n".join(lines).encode())
+
+
+def _plot_losses(runs: dict[str, dict], path: Path) -> None:
+    figures.use_house_style()
+    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 2.6), squeeze=False)
+    for ax, (part, run) in zip(axes[0], runs.items(), strict=True):
+        losses = run["losses"]
+        steps = [run["recipe"]["steps"] * (i + 0.5) / len(losses) for i in range(len(losses))]
+        ax.plot(steps, losses)
+        ax.set(xlabel="step", ylabel="training loss", title=part, yscale="log")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

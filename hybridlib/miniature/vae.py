@@ -1,0 +1,70 @@
+"""The autoencoder of mini-sd3: 64x64 pixels to 16 x 8 x 8 latents and back, the ratio of the real SD3 autoencoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from .scenes import render, sample_scenes
+from .training import History, Recipe, fit
+
+RECIPE = Recipe(steps=4600, batch_size=12, learning_rate=2e-3, seed=1, ema_decay=0.998)
+KL_WEIGHT = 1e-6
+
+
+def build() -> AutoencoderKL:
+    return AutoencoderKL(
+        latent_channels=16,
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        sample_size=64,
+    )
+
+
+def train(folder: Path, recipe: Recipe = RECIPE) -> tuple[AutoencoderKL, History]:
+    """Train on fresh scenes (mean absolute and squared error, slight KL), then set the latents to unit variance."""
+    torch.manual_seed(recipe.seed)
+    vae = build()
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        images = 2 * render(sample_scenes(recipe.batch_size, seed=recipe.seed * 10_000_019 + step)) - 1
+        posterior = vae.encode(images).latent_dist
+        decoded = vae.decode(posterior.sample(generator)).sample
+        error = decoded.float() - images
+        return error.abs().mean() + 2 * error.square().mean() + KL_WEIGHT * posterior.kl().mean()
+
+    history = fit("vae", vae, loss_of, recipe, folder)
+    normalise(vae)
+    return vae, history
+
+
+@torch.inference_mode()
+def normalise(vae: AutoencoderKL, count: int = 1024) -> None:
+    """Write the scale and shift that give the latents zero mean and unit variance into the model's config."""
+    scenes = sample_scenes(count, seed=77)
+    latents = torch.cat(
+        [vae.encode(2 * render(scenes[i : i + 64]) - 1).latent_dist.mean for i in range(0, count, 64)]
+    )
+    shift, scale = latents.mean().item(), 1 / latents.std().item()
+    vae.register_to_config(shift_factor=round(shift, 6), scaling_factor=round(scale, 6))
+
+
+@torch.inference_mode()
+def reconstruction_psnr(vae: AutoencoderKL, count: int = 512, seed: int = 900_001) -> float:
+    """Mean PSNR in dB (data range 1) over held-out scenes, posterior mean decoded."""
+    scenes = sample_scenes(count, seed)
+    scores = []
+    for i in range(0, count, 64):
+        images = render(scenes[i : i + 64])
+        decoded = vae.decode(vae.encode(2 * images - 1).latent_dist.mean).sample
+        squared = ((decoded / 2 + 0.5).clamp(0, 1) - images).square().mean(dim=(1, 2, 3))
+        scores.append(-10 * squared.log10())
+    return torch.cat(scores).mean().item()

@@ -1,0 +1,114 @@
+"""Train, ship and measure the miniature models, and write their cards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from ..models import load
+from ..paths import MODELS, OUTPUTS
+from ..study import write_atomically
+from . import clip, diffusion, vae
+from .judge import Judge, accuracy, arrangement_correct, objects_correct
+from .judge import train as train_judge
+from .scenes import captions, sample_scenes
+from .training import History, Recipe
+
+RUNS = OUTPUTS / "training"
+
+
+def train_mini_sd3() -> Path:
+    """Train autoencoder, text encoders and transformer, and ship them as one `StableDiffusion3Pipeline` folder."""
+    autoencoder, vae_history = vae.train(RUNS)
+    pipeline, history = diffusion.train(RUNS, autoencoder)
+    folder = MODELS / "mini-sd3"
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    _write_training(folder, {"vae": (vae.RECIPE, vae_history), "transformer": (diffusion.RECIPE, history)})
+    return folder
+
+
+def train_mini_clip() -> Path:
+    """Train and ship the open_clip alignment model."""
+    model, history = clip.train(RUNS)
+    folder = MODELS / "mini-clip"
+    folder.mkdir(parents=True, exist_ok=True)
+    clip.write_config(folder)
+    _save_half(model, folder / "open_clip_model.safetensors")
+    _write_training(folder, {"clip": (clip.RECIPE, history)})
+    return folder
+
+
+def train_mini_judge() -> Path:
+    """Train and ship the attribute classifier."""
+    from .judge import RECIPE
+
+    judge, history = train_judge(RUNS)
+    folder = MODELS / "mini-judge"
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_half(judge, folder / "model.safetensors")
+    _write_training(folder, {"judge": (RECIPE, history)})
+    return folder
+
+
+TRAINERS = {"mini-sd3": train_mini_sd3, "mini-clip": train_mini_clip, "mini-judge": train_mini_judge}
+
+
+def evaluate(images: int = 256) -> dict[str, dict[str, float]]:
+    """Quality of the shipped models on held-out scenes; also written into the folders.
+
+    `images` are generated for one-object and again for two-object prompts, at guidance 4 and 28 steps.
+    """
+    judge = Judge.load(MODELS / "mini-judge")
+    pipeline = load("mini-sd3", device="cpu")
+    results = {
+        "mini-judge": {"held-out accuracy": accuracy(judge)},
+        "mini-clip": {"retrieval top-1 of 100": clip.retrieval(*load_clip(MODELS / "mini-clip"))},
+        "mini-sd3": {"autoencoder PSNR (dB)": vae.reconstruction_psnr(pipeline.vae)},
+    }
+    for objects in (1, 2):
+        results["mini-sd3"] |= _generation_quality(pipeline, judge, objects, images)
+    for name, figures in results.items():
+        write_atomically(MODELS / name / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
+    return results
+
+
+def load_clip(folder: Path) -> tuple[open_clip.CLIP, open_clip.HFTokenizer]:
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    return model, open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def _generation_quality(pipeline: Any, judge: Judge, objects: int, images: int) -> dict[str, float]:
+    from ..sampler import sample
+    from ..trajectory import Trajectory
+
+    pool = sample_scenes(4 * images, seed=900_004)
+    scenes = pool[(pool.count == objects).nonzero()[:images, 0]]
+    trajectories = [Trajectory.plain(text, seed, 4.0) for seed, text in enumerate(captions(scenes))]
+    pictures = sample(pipeline, trajectories, batch_size=128, max_sequence_length=1).images()
+    pixels = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in pictures])
+    reading = judge.read(pixels.view(-1, 64, 64, 3).permute(0, 3, 1, 2).float() / 255)
+    prefix = "one object" if objects == 1 else "two objects"
+    return {
+        f"{prefix}: colour and shape": objects_correct(scenes, reading).float().mean().item(),
+        f"{prefix}: count and arrangement": arrangement_correct(scenes, reading).float().mean().item(),
+        f"{prefix}: ground": (reading.ground == scenes.ground).float().mean().item(),
+        f"{prefix}: light": (reading.light == scenes.light).float().mean().item(),
+    }
+
+
+def _save_half(model: torch.nn.Module, path: Path) -> None:
+    state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file(state, path)
+
+
+def _write_training(folder: Path, runs: dict[str, tuple[Recipe, History]]) -> None:
+    record = {
+        name: {"recipe": recipe._asdict(), "seconds": round(history.seconds), "losses": [round(x, 5) for x in history.losses]}
+        for name, (recipe, history) in runs.items()
+    }
+    write_atomically(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())

@@ -1,0 +1,119 @@
+"""Parameters of the studies: checked in one place, whether they come from a YAML file or a notebook cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .prompts import PromptSet, prompt_file
+
+Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Step = Annotated[int, Field(ge=0, le=1000)]
+
+
+class Parameters(BaseModel):
+    """What every study needs. Unknown names and wrong types are refused, never converted or ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    notebook: ClassVar[str]
+
+    model: str = "mini-sd3"
+    prompts: str = "miniature"
+    image_size: int = Field(64, ge=16, le=4096, multiple_of=16)
+    num_inference_steps: int = Field(28, ge=1, le=1000)
+    max_sequence_length: int = Field(1, ge=0, le=512)
+    batch_size: int = Field(64, ge=1, le=4096)
+    profile: str = Field("smoke", pattern=r"^[\w.-]+$")
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompt_file_exists(cls, name: str) -> str:
+        prompt_file(name)
+        return name
+
+    @classmethod
+    def from_names(cls, names: dict[str, Any]) -> Self:
+        """Parameters from a notebook's variables (`globals()`).
+
+        Raises:
+            ValueError: one sentence naming the notebook, the key, its value and what is allowed.
+        """
+        return _checked(cls, {name: names[name] for name in cls.model_fields if name in names}, cls.notebook)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Parameters from a YAML file; what it leaves out keeps its default.
+
+        Raises:
+            ValueError: one sentence naming the file, the key, its value and what is allowed.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: cannot be read as YAML ({error})") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected a mapping of parameter names to values, got {type(content).__name__}")
+        return _checked(cls, content, str(path))
+
+
+class FiguresParameters(Parameters):
+    """Study 01: the case study, the SIM sweep and the NPI set.
+
+    Common steps lie in 0..num_inference_steps - 1, as in the published pipeline; `personal_prompts` are indices into
+    the prompt set.
+    """
+
+    notebook = "01_figures"
+
+    personal_prompts: list[Annotated[int, Field(ge=0)]] = [0, 8, 10, 17]
+    personal_guidance_scale: Scale = 8.0
+    case_prompt: int = Field(0, ge=0)
+    case_seed: Seed = 203
+    case_common_step: Step = 8
+    case_public_scale: Scale = 2.0
+    traditional_steps: int = Field(20, ge=1, le=1000)
+    sim_public_scales: list[Scale] = [0.0, 2.0, 7.0]
+    sim_seeds: list[Seed] = [1]
+    sim_common_steps: list[Step] = [3, 12, 21]
+    npi_seeds: list[Seed] = [1, 2]
+    npi_common_steps: list[Step] = [3, 12, 21]
+    npi_public_scale: Scale = 2.0
+
+    @model_validator(mode="after")
+    def _fits_schedule_and_prompts(self) -> Self:
+        for name in ("case_common_step", "sim_common_steps", "npi_common_steps"):
+            value = getattr(self, name)
+            for step in value if isinstance(value, list) else [value]:
+                if step >= self.num_inference_steps:
+                    raise ValueError(f"{name} = {step}: must be below num_inference_steps = {self.num_inference_steps}")
+        personal = len(PromptSet.load(self.prompts).personal)
+        for name in ("case_prompt", "personal_prompts"):
+            value = getattr(self, name)
+            for index in value if isinstance(value, list) else [value]:
+                if index >= personal:
+                    raise ValueError(f"{name} = {index}: the prompt set {self.prompts!r} has {personal} personal prompts")
+        return self
+
+
+STUDIES: dict[str, type[Parameters]] = {cls.notebook: cls for cls in (FiguresParameters,)}
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+def _checked(cls: type[P], values: dict[str, Any], source: str) -> P:
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise ValueError(f"{source}: {message}") from None
+        key = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ValueError(f"{source}: {key} is no parameter; known: {', '.join(cls.model_fields)}") from None
+        raise ValueError(f"{source}: {key} = {first['input']!r}: {message[0].lower()}{message[1:]}") from None

@@ -1,0 +1,8 @@
+"""Where things lie in a clone of the project."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / "data" / "models"
+PROMPTS = ROOT / "data" / "prompts"
+OUTPUTS = ROOT / "outputs"

@@ -1,0 +1,244 @@
+"""Diffusers pipelines that hand over from a public prompt to personal prompts part of the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusion3PipelineOutput
+from torch import Tensor
+
+from .denoisers import SD3Denoiser
+from .sampler import decode, prepared_scheduler, walk
+from .trajectory import Cost, Segment, Trajectory, Tree, check_common_step
+
+_STOCK = inspect.signature(StableDiffusion3Pipeline.__call__)
+_NOT_HYBRID = (  # stock arguments that have no meaning when several users share a prefix
+    *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
+    *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    *("ip_adapter_image", "ip_adapter_image_embeds", "skip_guidance_layers"),
+)
+
+
+@dataclass
+class HybridPipelineOutput(StableDiffusion3PipelineOutput):
+    """Images in stock order (all images of the first prompt first), and what they cost.
+
+    `intermediate_images[i]` holds the decoded images after the i-th executed step, where they were asked for.
+    """
+
+    cost: Cost | None = None
+    intermediate_images: list[Any] | None = None
+
+
+class _Handover(NamedTuple):
+    latents: Tensor
+    step: int
+    num_inference_steps: int
+
+
+class _Plan(NamedTuple):
+    trajectories: list[Trajectory]
+    latents: Tensor  # one row per distinct seed of the trajectories
+    keep_step: int | None = None  # where a public run leaves its handover
+
+
+class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
+    """`StableDiffusion3Pipeline` plus hybrid inference; without a hybrid argument it is the stock pipeline.
+
+    In one call, several users share the first steps:
+
+        pipe(["a red ring on snow", "a small ring on grass"], public_prompt="a ring", common_step=8,
+             public_guidance_scale=2.0, guidance_scale=8.0, negative_prompt=["blue", "large"])
+
+    Or in two calls with the published names, the handover kept in this pipeline object between them:
+
+        pipe("a ring", common_step=8, prompt_unchanged=True, guidance_scale=2.0)
+        pipe("a red ring on snow", common_step=8, prompt_unchanged=False, guidance_scale=8.0)
+    """
+
+    _handover: _Handover | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        *args: Any,
+        public_prompt: str | None = None,
+        common_step: int | Sequence[int] | None = None,
+        public_guidance_scale: float | None = None,
+        prompt_unchanged: bool | None = None,
+        get_intermediate_result: bool = False,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> HybridPipelineOutput | StableDiffusion3PipelineOutput | tuple:
+        """Stock arguments as in `StableDiffusion3Pipeline`; the following are added.
+
+        Args:
+            public_prompt: prompt of the shared first steps. `prompt` is then one personal prompt or a list, one per
+                user; `negative_prompt` (NPI) and `guidance_scale` act in the personal phase, each one value for all
+                or a list. `num_images_per_prompt` and `generator` choose the noises that all users share.
+            common_step: number of updates under the public prompt, 0..num_inference_steps, one for all users or a
+                list. The handover happens before update `common_step`, at noise level sigmas[common_step]; 0 is a
+                purely personal image, num_inference_steps the public one.
+            public_guidance_scale: guidance scale of the public phase (SIM); `guidance_scale` by default.
+            prompt_unchanged: the published two-call form. True: run `prompt` as the public one and keep its latents
+                after `common_step` updates in this object. False: skip to `common_step`, start from the kept latents
+                and finish under `prompt`.
+            get_intermediate_result: also decode the images after every executed step.
+            batch_size: most denoiser evaluations in one forward.
+
+        Raises:
+            ValueError: before any denoising, when arguments contradict each other or are out of range.
+        """
+        hybrid = (public_prompt, common_step, public_guidance_scale, prompt_unchanged)
+        if all(value is None for value in hybrid) and not get_intermediate_result:
+            return super().__call__(*args, **kwargs)
+        call = _STOCK.bind(self, *args, **kwargs)
+        call.apply_defaults()
+        stock = call.arguments
+        for name in _NOT_HYBRID:
+            if stock[name] is not None:
+                raise ValueError(f"{name} cannot be combined with the hybrid arguments")
+        if stock["callback_on_step_end_tensor_inputs"] != ["latents"]:
+            raise ValueError("callback_on_step_end_tensor_inputs can only be ['latents'] with the hybrid arguments")
+        if prompt_unchanged is not None and (public_prompt is not None or public_guidance_scale is not None):
+            raise ValueError("prompt_unchanged is the two-call form: leave out public_prompt and public_guidance_scale")
+        if prompt_unchanged is None and public_prompt is None and (common_step or public_guidance_scale is not None):
+            raise ValueError("common_step and public_guidance_scale need a public_prompt (or prompt_unchanged)")
+        stock["height"] = stock["height"] or self.default_sample_size * self.vae_scale_factor
+        stock["width"] = stock["width"] or self.default_sample_size * self.vae_scale_factor
+        if not isinstance(stock["num_inference_steps"], int) or stock["num_inference_steps"] < 1:
+            raise ValueError(f"num_inference_steps must be a positive integer, got {stock['num_inference_steps']!r}")
+        self.check_inputs(stock["prompt"], None, None, stock["height"], stock["width"])
+        plan = self._plan(stock, public_prompt, common_step, public_guidance_scale, prompt_unchanged)
+        output = self._run(plan, stock, batch_size, get_intermediate_result)
+        self.maybe_free_model_hooks()
+        return output if stock["return_dict"] else (output.images,)
+
+    def _plan(
+        self,
+        stock: dict[str, Any],
+        public_prompt: str | None,
+        common_step: int | Sequence[int] | None,
+        public_guidance_scale: float | None,
+        prompt_unchanged: bool | None,
+    ) -> _Plan:
+        """Turn the arguments into trajectories and the latents they start from."""
+        steps, copies = stock["num_inference_steps"], stock["num_images_per_prompt"]
+        prompts = [stock["prompt"]] if isinstance(stock["prompt"], str) else list(stock["prompt"])
+        negatives = _per_user("negative_prompt", stock["negative_prompt"] or "", len(prompts))
+        scales = _per_user("guidance_scale", stock["guidance_scale"], len(prompts))
+        switches = _per_user("common_step", common_step or 0, len(prompts))
+        for switch in switches:
+            check_common_step(switch, steps)
+        if prompt_unchanged is False:
+            return self._personal_plan(prompts, negatives, scales, switches, stock)
+        if prompt_unchanged is True and len(prompts) > 1:
+            raise ValueError(f"prompt_unchanged=True runs one public prompt, got {len(prompts)} prompts")
+        trajectories = []
+        for prompt, negative, scale, switch in zip(prompts, negatives, scales, switches, strict=True):
+            if public_prompt is None:
+                make = [Trajectory.plain(prompt, n, scale, negative, steps) for n in range(copies)]
+            else:
+                public_scale = scale if public_guidance_scale is None else public_guidance_scale
+                make = [
+                    Trajectory.hybrid(public_prompt, prompt, switch, n, public_scale, scale, negative, steps)
+                    for n in range(copies)
+                ]
+            trajectories += make
+        latents = self._noise(stock, copies)
+        return _Plan(trajectories, latents, switches[0] if prompt_unchanged else None)
+
+    def _personal_plan(
+        self,
+        prompts: list[str],
+        negatives: list[str],
+        scales: list[float],
+        switches: list[int],
+        stock: dict[str, Any],
+    ) -> _Plan:
+        kept, steps = self._handover, stock["num_inference_steps"]
+        if kept is None:
+            raise ValueError("prompt_unchanged=False needs an earlier call of this pipeline with prompt_unchanged=True")
+        if len(set(switches)) > 1 or (kept.step, kept.num_inference_steps) != (switches[0], steps):
+            raise ValueError(
+                f"the public run handed over at common_step={kept.step} of {kept.num_inference_steps}, "
+                f"this call asks for {sorted(set(switches))} of {steps}"
+            )
+        expected = self._noise(stock, 1).shape[1:]
+        if kept.latents.shape[1:] != expected:
+            raise ValueError(f"the public run's latents are {tuple(kept.latents.shape[1:])}, this call needs {tuple(expected)}")
+        trajectories = [
+            Trajectory(n, (Segment(prompt, kept.step, steps, scale, negative),))
+            for prompt, negative, scale in zip(prompts, negatives, scales, strict=True)
+            for n in range(len(kept.latents))
+            if kept.step < steps
+        ]
+        return _Plan(trajectories, kept.latents)
+
+    def _noise(self, stock: dict[str, Any], rows: int) -> Tensor:
+        latents = stock["latents"]
+        if latents is not None and len(latents) != rows:
+            raise ValueError(f"latents must hold num_images_per_prompt={rows} rows shared by all users, got {len(latents)}")
+        channels = self.transformer.config.in_channels
+        size = (stock["height"], stock["width"])
+        device, dtype = self._execution_device, self.transformer.dtype
+        return self.prepare_latents(rows, channels, *size, dtype, device, stock["generator"], latents)
+
+    def _run(self, plan: _Plan, stock: dict[str, Any], batch_size: int, intermediate: bool) -> HybridPipelineOutput:
+        self._guidance_scale, self._interrupt = stock["guidance_scale"], False
+        self._clip_skip, self._joint_attention_kwargs = stock["clip_skip"], stock["joint_attention_kwargs"]
+        self._num_timesteps = steps = stock["num_inference_steps"]
+        latents, filmstrip = plan.latents, []
+        if not plan.trajectories:  # a personal run from the very last step: the public image itself
+            return HybridPipelineOutput(self._finish(latents, stock["output_type"]), Cost(0, 0), None)
+        tree = Tree(plan.trajectories)
+        if plan.keep_step == 0:
+            self._handover = _Handover(latents, 0, steps)
+        denoiser = SD3Denoiser(
+            self, batch_size, stock["max_sequence_length"], self._clip_skip, self._joint_attention_kwargs
+        )
+        scheduler = prepared_scheduler(self, steps, latents.shape[-2:], stock["sigmas"], stock["mu"])
+        rows: Any = tree.roots
+        with self.progress_bar(total=tree.cost.tree) as bar:
+            for front in walk(tree, denoiser, scheduler, latents):
+                if (callback := stock["callback_on_step_end"]) is not None:
+                    returned = callback(self, front.updates - 1, front.timestep, {"latents": front.latents})
+                    front.latents = returned.pop("latents", front.latents)
+                latents, rows = front.latents, front.members
+                if plan.keep_step == front.updates:
+                    self._handover = _Handover(latents, front.updates, steps)
+                if intermediate:
+                    filmstrip.append(self._finish(_spread(latents, rows), stock["output_type"]))
+                bar.update(front.nfe)
+                if self.interrupt:
+                    break
+        images = self._finish(_spread(latents, rows), stock["output_type"])
+        return HybridPipelineOutput(images, tree.cost, filmstrip if intermediate else None)
+
+    def _finish(self, latents: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return latents
+        images = decode(self, latents, output_type=output_type)
+        if output_type == "pil":
+            return images
+        return np.stack(images) if output_type == "np" else torch.stack(images)
+
+
+def _spread(latents: Tensor, members: Sequence[Sequence[int]]) -> Tensor:
+    """Latents per trajectory from latents per row."""
+    row_of = {index: row for row, indices in enumerate(members) for index in indices}
+    return latents[[row_of[index] for index in range(len(row_of))]]
+
+
+def _per_user(name: str, value: Any, users: int) -> list[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value] * users
+    if len(value) != users:
+        raise ValueError(f"{name} must be one value or one per prompt ({users}), got {len(value)}")
+    return list(value)

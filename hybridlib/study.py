@@ -1,0 +1,151 @@
+"""Turns a table of trajectories into images on disk, shard by shard; a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+from tqdm import tqdm
+
+from .trajectory import Cost, Trajectory, Tree
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .pipelines import HybridStableDiffusion3Pipeline
+
+
+class Outcome(NamedTuple):
+    """What a study cost. `seconds` adds up over the sessions of a run that was killed and resumed."""
+
+    images: int
+    cost: Cost
+    seconds: float
+
+
+class Settings(NamedTuple):
+    """Everything beside the trajectories that decides the bytes of an image."""
+
+    num_inference_steps: int = 28
+    image_size: int = 64
+    batch_size: int = 64
+    max_sequence_length: int = 256
+
+
+def generate(
+    table: pd.DataFrame,
+    pipeline: HybridStableDiffusion3Pipeline,
+    folder: Path,
+    settings: Settings,
+    progress: bool = True,
+) -> Outcome:
+    """Write the image of every row's `trajectory` to `folder / path` (PNG).
+
+    The unit is a shard: all trajectories that grow from one root, that is one first prompt and seed. A finished shard
+    leaves a ledger of its files' checksums; it is skipped next time only if trajectories, settings, model and versions
+    are the same and every file is intact. Otherwise the whole shard is made again, so its bytes never depend on where
+    an earlier run was killed.
+
+    Args:
+        table: columns `path` (unique, relative) and `trajectory`; other columns are ignored.
+
+    Raises:
+        ValueError: before any denoising, if paths repeat or a trajectory leaves the schedule.
+    """
+    if duplicates := table["path"][table["path"].duplicated()].tolist():
+        raise ValueError(f"every image needs its own path, {duplicates[0]!r} occurs more than once")
+    shards = list(_shards(table))
+    trees = [Tree(list(shard["trajectory"])) for shard in shards]
+    if beyond := [tree.stop for tree in trees if tree.stop > settings.num_inference_steps]:
+        raise ValueError(f"a trajectory stops at {beyond[0]}, beyond num_inference_steps={settings.num_inference_steps}")
+    context = _context(pipeline, settings)
+    cost = Cost(sum(t.cost.tree for t in trees), sum(t.cost.one_at_a_time for t in trees))
+    seconds = 0.0
+    with tqdm(total=cost.tree, unit="NFE", unit_scale=True, desc="generate", disable=not progress) as bar:
+        for shard, tree in zip(shards, trees, strict=True):
+            ledger = folder / ".ledger" / f"{_digest(shard, context)}.json"
+            done = _finished_seconds(ledger, folder)
+            if done is None:
+                done = _run_shard(shard, pipeline, folder, settings, ledger)
+            seconds += done
+            bar.update(tree.cost.tree)
+    return Outcome(len(table), cost, seconds)
+
+
+def _shards(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    keys = [(t.seed, t.segments[0].prompt) for t in table["trajectory"]]
+    for _, rows in table.groupby(pd.Series(keys, index=table.index), sort=False):
+        yield rows
+
+
+def _run_shard(
+    shard: pd.DataFrame, pipeline: HybridStableDiffusion3Pipeline, folder: Path, settings: Settings, ledger: Path
+) -> float:
+    from .sampler import sample
+
+    began = time.perf_counter()
+    samples = sample(
+        pipeline,
+        list(shard["trajectory"]),
+        num_inference_steps=settings.num_inference_steps,
+        height=settings.image_size,
+        width=settings.image_size,
+        batch_size=settings.batch_size,
+        max_sequence_length=settings.max_sequence_length,
+        progress=False,
+    )
+    checksums = {path: write_image(image, folder / path) for path, image in zip(shard["path"], samples.images(), strict=True)}
+    seconds = time.perf_counter() - began
+    write_atomically(ledger, json.dumps({"seconds": seconds, "sha256": checksums}, indent=1).encode())
+    return seconds
+
+
+def _finished_seconds(ledger: Path, folder: Path) -> float | None:
+    """How long the shard took, if its ledger is there and every file still has the checksum that it records."""
+    if not ledger.is_file():
+        return None
+    record = json.loads(ledger.read_text())
+    for path, checksum in record["sha256"].items():
+        file = folder / path
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != checksum:
+            return None
+    return record["seconds"]
+
+
+def _context(pipeline: HybridStableDiffusion3Pipeline, settings: Settings) -> str:
+    from .state import model_identity
+
+    versions = {package: version(package) for package in ("hybridlib", "torch", "diffusers", "transformers")}
+    return json.dumps([model_identity(pipeline), settings._asdict(), versions], sort_keys=True)
+
+
+def _digest(shard: pd.DataFrame, context: str) -> str:
+    def describe(trajectory: Trajectory) -> dict:
+        return asdict(trajectory)
+
+    rows = [[path, describe(t)] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
+    return hashlib.sha256((context + json.dumps(rows)).encode()).hexdigest()[:24]
+
+
+def write_image(image: Image, path: Path) -> str:
+    """Write a PNG by temporary file and rename; returns the SHA-256 of its bytes."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return write_atomically(path, buffer.getvalue())
+
+
+def write_atomically(path: Path, data: bytes) -> str:
+    """Write by temporary file and rename, so that `path` is never half-written; returns the SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,80 @@
+"""Freshly built random SD3 pipelines: the real architecture in sizes of our choice, no download."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+
+from hybridlib.miniature.tokens import MAX_TOKENS, build_tokenizer
+from hybridlib.pipelines import HybridStableDiffusion3Pipeline
+
+
+def random_sd3(with_t5: bool = False, seed: int = 0) -> HybridStableDiffusion3Pipeline:
+    """An untrained SD3 with 4x downsampling, 32x32 images, and optionally T5: another size than mini-sd3."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=48,
+        caption_projection_dim=32,
+        pooled_projection_dim=48,
+        pos_embed_max_size=12,
+    )
+    for parameter in transformer.parameters():  # large enough that prompts and guidance matter
+        torch.nn.init.normal_(parameter, std=0.12)
+    vae = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    )
+    pipeline = HybridStableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae.eval(),
+        text_encoder=_text_encoder(16, tokenizer).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=_text_encoder(32, tokenizer).eval(),
+        tokenizer_2=build_tokenizer(pad_token="!"),
+        text_encoder_3=_t5(48).eval() if with_t5 else None,
+        tokenizer_3=_t5_tokenizer() if with_t5 else None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _text_encoder(width, tokenizer):
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def _t5(width):
+    return T5EncoderModel(T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=2))
+
+
+def _t5_tokenizer():
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{c}", -2.0) for c in "abcdefghijklmnopqrs")]
+    pieces += [(c, -3.0) for c in "abcdefghijklmnopqrstuvwxyz"]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0)

@@ -1,0 +1,1 @@
+"""Slow, independent re-implementations that the library is checked against."""
