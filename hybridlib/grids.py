@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 import pandas as pd
 
+from .paths import PUBLISHED
 from .prompts import PromptSet
-from .trajectory import Trajectory
+from .trajectory import Trajectory, Tree
 
 _INJECTED = {True: "wNPG", False: "woNPG"}  # NPI is spelled NPG in the published file names
 
@@ -91,7 +93,9 @@ def npi_set(
             "personal": index,
             "seed": seed,
             "npi": injected,
-            "trajectory": _hybrid(prompts, index, step, seed, public_scale, personal_scale, injected, num_inference_steps),
+            "trajectory": _hybrid(
+                prompts, index, step, seed, public_scale, personal_scale, injected, num_inference_steps
+            ),
         }
         for step, index, seed, injected in product(common_steps, personal, seeds, (True, False))
     ]
@@ -120,17 +124,49 @@ def _hybrid(
     )
 
 
-def published_nfe(grid: pd.DataFrame) -> int:
-    """Denoiser evaluations that the published scripts spend on a SIM or NPI grid.
+class Spend(NamedTuple):
+    """What a way of running a grid costs: denoising steps, and denoiser evaluations (two a guided step)."""
+
+    steps: int
+    nfe: int
+
+
+def published_spend(grid: pd.DataFrame) -> Spend:
+    """What the published scripts spend on a SIM or NPI grid.
 
     One public run for each (common step, scale, prompt, seed), which evaluates common_step + 1 steps and discards the
     last, then one personal run for each image.
     """
-    total = 0
-    for _, pair in grid.groupby(["common_step", "public_scale", "personal", "seed"]):
-        trajectories = list(pair["trajectory"])
-        step = int(pair["common_step"].iloc[0])
-        public = trajectories[0].segments[0]
-        total += (step + 1) * public.conditioning.nfe
-        total += sum(s.conditioning.nfe * (s.stop - s.start) for t in trajectories for s in t.segments if s.start >= step)
-    return total
+    steps = nfe = 0
+    for (step, scale, *_), images in grid.groupby(["common_step", "public_scale", "personal", "seed"]):
+        steps += step + 1
+        nfe += (step + 1) * (2 if scale > 1 else 1)
+        for trajectory in images["trajectory"]:
+            personal = [s for s in trajectory.segments if s.start >= step]
+            steps += sum(s.stop - s.start for s in personal)
+            nfe += sum(s.conditioning.nfe * (s.stop - s.start) for s in personal)
+    return Spend(steps, nfe)
+
+
+def tree_spend(grid: pd.DataFrame) -> Spend:
+    """What the denoising tree needs for a grid. Counted, not run."""
+    tree = Tree(list(grid["trajectory"]))
+    return Spend(tree.steps, tree.cost.tree)
+
+
+def published_cost_check(prompts: PromptSet) -> pd.DataFrame:
+    """Denoising steps of the full published SIM and NPI grids: published vs counted here."""
+    personal, common_steps = range(len(prompts.personal)), range(3, 22, 3)
+    full = {
+        "SIM sweep with and without NPI": sim_sweep(prompts, personal, range(8), (1, 2, 3), common_steps),
+        "NPI set": npi_set(prompts, personal, range(1, 10), common_steps),
+    }
+    counted = [
+        {"study": study, "quantity": quantity, "counted here": count(grid).steps}
+        for study, grid in full.items()
+        for quantity, count in (("spent by the published scripts", published_spend), ("needed", tree_spend))
+    ]
+    published = pd.read_csv(PUBLISHED / "hybrid_denoising_steps.csv").rename(columns={"steps": "published"})
+    closing = published.merge(pd.DataFrame(counted), on=["study", "quantity"], how="left", validate="one_to_one")
+    closing["agrees"] = closing["published"] == closing["counted here"]
+    return closing

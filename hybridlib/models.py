@@ -19,7 +19,9 @@ def locate(name: str) -> str:
     if Path(name).is_dir():
         return name
     if name.startswith("mini-"):
-        raise ValueError(f"no miniature model {name!r} in {MODELS}; shipped: {sorted(p.name for p in MODELS.glob('mini-*'))}")
+        raise ValueError(
+            f"no miniature model {name!r} in {MODELS}; shipped: {sorted(p.name for p in MODELS.glob('mini-*'))}"
+        )
     return name
 
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .prompts import PromptSet, prompt_file
+from .study import Settings
 
 Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -34,6 +35,10 @@ class Parameters(BaseModel):
     def _prompt_file_exists(cls, name: str) -> str:
         prompt_file(name)
         return name
+
+    def settings(self) -> Settings:
+        """What the sampler needs to know beside the trajectories."""
+        return Settings(self.num_inference_steps, self.image_size, self.batch_size, self.max_sequence_length)
 
     @classmethod
     def from_names(cls, names: dict[str, Any]) -> Self:
@@ -71,7 +76,7 @@ class FiguresParameters(Parameters):
 
     personal_prompts: list[Annotated[int, Field(ge=0)]] = [0, 8, 10, 17]
     personal_guidance_scale: Scale = 8.0
-    case_prompt: int = Field(0, ge=0)
+    case_prompt: int = Field(8, ge=0)
     case_seed: Seed = 203
     case_common_step: Step = 8
     case_public_scale: Scale = 2.0
@@ -95,7 +100,9 @@ class FiguresParameters(Parameters):
             value = getattr(self, name)
             for index in value if isinstance(value, list) else [value]:
                 if index >= personal:
-                    raise ValueError(f"{name} = {index}: the prompt set {self.prompts!r} has {personal} personal prompts")
+                    raise ValueError(
+                        f"{name} = {index}: the prompt set {self.prompts!r} has {personal} personal prompts"
+                    )
         return self
 
 

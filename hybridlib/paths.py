@@ -5,4 +5,5 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "data" / "models"
 PROMPTS = ROOT / "data" / "prompts"
+PUBLISHED = ROOT / "data" / "published"
 OUTPUTS = ROOT / "outputs"

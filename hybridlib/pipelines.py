@@ -110,6 +110,8 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
             raise ValueError("prompt_unchanged is the two-call form: leave out public_prompt and public_guidance_scale")
         if prompt_unchanged is None and public_prompt is None and (common_step or public_guidance_scale is not None):
             raise ValueError("common_step and public_guidance_scale need a public_prompt (or prompt_unchanged)")
+        if common_step is None and (public_prompt is not None or prompt_unchanged is not None):
+            raise ValueError("a public phase needs common_step, the number of updates that it lasts")
         stock["height"] = stock["height"] or self.default_sample_size * self.vae_scale_factor
         stock["width"] = stock["width"] or self.default_sample_size * self.vae_scale_factor
         if not isinstance(stock["num_inference_steps"], int) or stock["num_inference_steps"] < 1:
@@ -172,7 +174,9 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
             )
         expected = self._noise(stock, 1).shape[1:]
         if kept.latents.shape[1:] != expected:
-            raise ValueError(f"the public run's latents are {tuple(kept.latents.shape[1:])}, this call needs {tuple(expected)}")
+            raise ValueError(
+                f"the public run's latents are {tuple(kept.latents.shape[1:])}, this call needs {tuple(expected)}"
+            )
         trajectories = [
             Trajectory(n, (Segment(prompt, kept.step, steps, scale, negative),))
             for prompt, negative, scale in zip(prompts, negatives, scales, strict=True)
@@ -184,7 +188,9 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
     def _noise(self, stock: dict[str, Any], rows: int) -> Tensor:
         latents = stock["latents"]
         if latents is not None and len(latents) != rows:
-            raise ValueError(f"latents must hold num_images_per_prompt={rows} rows shared by all users, got {len(latents)}")
+            raise ValueError(
+                f"latents must hold num_images_per_prompt={rows} rows shared by all users, got {len(latents)}"
+            )
         channels = self.transformer.config.in_channels
         size = (stock["height"], stock["width"])
         device, dtype = self._execution_device, self.transformer.dtype

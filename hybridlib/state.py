@@ -82,7 +82,9 @@ class DenoiseState:
         )
         if not segments:
             raise ValueError(f"a state needs at least one update after step {trajectory.start}, got step {step}")
-        counters = {n: torch.tensor(min(step, scheduler.config.solver_order)) for n in _COUNTERS if hasattr(scheduler, n)}
+        counters = {
+            n: torch.tensor(min(step, scheduler.config.solver_order)) for n in _COUNTERS if hasattr(scheduler, n)
+        }
         return DenoiseState(
             latents=latents.cpu().clone(),
             step=step,
@@ -101,7 +103,9 @@ class DenoiseState:
         """
         for trajectory in trajectories:
             if trajectory.start != self.step:
-                raise ValueError(f"the state was taken after {self.step} updates, a trajectory starts at {trajectory.start}")
+                raise ValueError(
+                    f"the state was taken after {self.step} updates, a trajectory starts at {trajectory.start}"
+                )
             if trajectory.seed != self.past.seed:
                 raise ValueError(f"the state has seed {self.past.seed}, a trajectory has {trajectory.seed}")
         for package, here in _versions().items():
@@ -119,7 +123,9 @@ class DenoiseState:
         """Serialise; the length is what a network would carry."""
         from safetensors.torch import save
 
-        tensors = {"latents": self.latents, "sigmas": self.sigmas} | {f"history.{k}": v for k, v in self.history.items()}
+        tensors = {"latents": self.latents, "sigmas": self.sigmas} | {
+            f"history.{k}": v for k, v in self.history.items()
+        }
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         metadata = {
             "step": self.step,

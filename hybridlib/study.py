@@ -10,17 +10,20 @@ from dataclasses import asdict
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
 
-from .trajectory import Cost, Trajectory, Tree
+from .trajectory import Cost, Tree
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .pipelines import HybridStableDiffusion3Pipeline
+
+
+PACKAGES = ("hybridlib", "torch", "diffusers", "transformers")
 
 
 class Outcome(NamedTuple):
@@ -38,6 +41,17 @@ class Settings(NamedTuple):
     image_size: int = 64
     batch_size: int = 64
     max_sequence_length: int = 256
+
+    def sampling(self, **changes: Any) -> dict[str, Any]:
+        """Keyword arguments for `sampler.sample`."""
+        kept = self._replace(**changes)
+        return {
+            "num_inference_steps": kept.num_inference_steps,
+            "height": kept.image_size,
+            "width": kept.image_size,
+            "batch_size": kept.batch_size,
+            "max_sequence_length": kept.max_sequence_length,
+        }
 
 
 def generate(
@@ -65,7 +79,9 @@ def generate(
     shards = list(_shards(table))
     trees = [Tree(list(shard["trajectory"])) for shard in shards]
     if beyond := [tree.stop for tree in trees if tree.stop > settings.num_inference_steps]:
-        raise ValueError(f"a trajectory stops at {beyond[0]}, beyond num_inference_steps={settings.num_inference_steps}")
+        raise ValueError(
+            f"a trajectory stops at {beyond[0]}, beyond num_inference_steps={settings.num_inference_steps}"
+        )
     context = _context(pipeline, settings)
     cost = Cost(sum(t.cost.tree for t in trees), sum(t.cost.one_at_a_time for t in trees))
     seconds = 0.0
@@ -92,17 +108,9 @@ def _run_shard(
     from .sampler import sample
 
     began = time.perf_counter()
-    samples = sample(
-        pipeline,
-        list(shard["trajectory"]),
-        num_inference_steps=settings.num_inference_steps,
-        height=settings.image_size,
-        width=settings.image_size,
-        batch_size=settings.batch_size,
-        max_sequence_length=settings.max_sequence_length,
-        progress=False,
-    )
-    checksums = {path: write_image(image, folder / path) for path, image in zip(shard["path"], samples.images(), strict=True)}
+    samples = sample(pipeline, list(shard["trajectory"]), progress=False, **settings.sampling())
+    files = zip(shard["path"], samples.images(), strict=True)
+    checksums = {path: write_image(image, folder / path) for path, image in files}
     seconds = time.perf_counter() - began
     write_atomically(ledger, json.dumps({"seconds": seconds, "sha256": checksums}, indent=1).encode())
     return seconds
@@ -123,16 +131,49 @@ def _finished_seconds(ledger: Path, folder: Path) -> float | None:
 def _context(pipeline: HybridStableDiffusion3Pipeline, settings: Settings) -> str:
     from .state import model_identity
 
-    versions = {package: version(package) for package in ("hybridlib", "torch", "diffusers", "transformers")}
-    return json.dumps([model_identity(pipeline), settings._asdict(), versions], sort_keys=True)
+    return json.dumps([model_identity(pipeline), settings._asdict(), versions().to_dict()], sort_keys=True)
 
 
 def _digest(shard: pd.DataFrame, context: str) -> str:
-    def describe(trajectory: Trajectory) -> dict:
-        return asdict(trajectory)
-
-    rows = [[path, describe(t)] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
+    rows = [[path, asdict(t)] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
     return hashlib.sha256((context + json.dumps(rows)).encode()).hexdigest()[:24]
+
+
+def picture_table(
+    table: pd.DataFrame, folder: Path, rows: str | list[str], columns: str | list[str]
+) -> list[list[Image | None]]:
+    """The images of `table` arranged by the values of its columns `rows` and `columns`, both in ascending order."""
+    paths = table.pivot(index=rows, columns=columns, values="path")
+    return [[None if pd.isna(path) else read_image(folder / path) for path in row] for row in paths.to_numpy()]
+
+
+def read_image(path: Path) -> Image:
+    """An RGB image, its file closed again."""
+    from PIL import Image as Pillow
+
+    with Pillow.open(path) as file:
+        return file.convert("RGB")
+
+
+def cost_table(costs: dict[str, tuple[int, Outcome]]) -> pd.DataFrame:
+    """One row per set of images, from the published scripts' NFE and what `generate` returned."""
+    rows = {
+        name: {
+            "images": outcome.images,
+            "NFE published scripts": published,
+            "NFE one image at a time": outcome.cost.one_at_a_time,
+            "NFE tree": outcome.cost.tree,
+            "published / tree": round(published / outcome.cost.tree, 2),
+            "wall time (s)": round(outcome.seconds, 1),
+        }
+        for name, (published, outcome) in costs.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def versions() -> pd.Series:
+    """Versions of the packages that decide the bytes of an image."""
+    return pd.Series({package: version(package) for package in PACKAGES}, name="version")
 
 
 def write_image(image: Image, path: Path) -> str:

@@ -184,6 +184,11 @@ class Tree:
             one_at_a_time=sum(t.nfe for t in trajectories),
         )
 
+    @property
+    def steps(self) -> int:
+        """Denoising steps of the whole tree, guided or not."""
+        return sum(len(level) for level in self.levels)
+
     def _grow(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[Edge, ...], ...]:
         paths = [list(t.conditionings()) for t in trajectories]
         rows, levels = self.roots, []

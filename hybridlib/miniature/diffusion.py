@@ -154,7 +154,7 @@ def train(folder: Path, vae: AutoencoderKL, recipe: Recipe = RECIPE) -> tuple[St
     return pipeline, history
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def corpus(folder: Path, vae: AutoencoderKL, count: int = CORPUS_SCENES, seed: int = 3) -> tuple[Scenes, Tensor]:
     """Training scenes and their normalised latents (count, 16, 8, 8) in fp16, encoded once and cached in `folder`."""
     scenes = sample_scenes(count, seed)
@@ -166,6 +166,6 @@ def corpus(folder: Path, vae: AutoencoderKL, count: int = CORPUS_SCENES, seed: i
             latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor).half())
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(latents)}, partial)
+        save_file({"latents": torch.cat(latents).contiguous()}, partial)
         partial.replace(path)
     return scenes, load_file(path)["latents"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .scenes import COLOURS, GROUNDS, LIGHTS, SHAPES, SIZES, Scenes, render, sample_scenes
 from .training import History, Recipe, fit
 
-RECIPE = Recipe(steps=2500, batch_size=96, learning_rate=2e-3, seed=4, ema_decay=0.995)
+RECIPE = Recipe(steps=1800, batch_size=96, learning_rate=2e-3, seed=4, ema_decay=0.995)
 
 
 class Reading(NamedTuple):
@@ -74,7 +74,9 @@ class Judge(nn.Module):
     def load(folder: Path) -> Judge:
         judge = Judge()
         weights = load_file(folder / "model.safetensors")
-        judge.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+        judge.load_state_dict(
+            {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+        )
         return judge.eval()
 
 

@@ -163,7 +163,10 @@ def _place(objects: Tensor, relation: Tensor, jitter: Tensor) -> Tensor:
     along = 32 + 15.5 * sign[..., None] + 1.5 * jitter
     horizontal = (relation < 2)[:, None]
     pair = torch.stack(
-        [torch.where(horizontal, along[..., 0], across[..., 0]), torch.where(horizontal, across[..., 1], along[..., 1])],
+        [
+            torch.where(horizontal, along[..., 0], across[..., 0]),
+            torch.where(horizontal, across[..., 1], along[..., 1]),
+        ],
         dim=-1,
     )
     return torch.where((objects == 2)[:, None, None], pair, lone)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from itertools import pairwise
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from .scenes import COLOURS, GROUNDS, LIGHTS, RELATIONS, SHAPES, SIZES
@@ -19,15 +20,27 @@ def words() -> list[str]:
 
 
 def build_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """One token for each caption word; other text falls back to bytes, as in CLIP."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix="</w>")
-    bpe.train_from_iterator(words(), trainer)
-    learned = sorted(bpe.get_vocab().items(), key=lambda item: item[1])
-    pieces = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet), *(piece for piece, _ in learned)])
+    """One token for each caption word; other text falls back to bytes, as in CLIP. The same ids on every run."""
+    alphabet = sorted(ByteLevel.alphabet())
+    merges = _merges(words())
+    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=MAX_TOKENS)
+
+
+def _merges(vocabulary: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges until every word is one piece.
+
+    The tokenizers library breaks ties between equally frequent pairs differently on every run; here the alphabet
+    decides, since a resumed training needs the ids that it started with.
+    """
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in vocabulary]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        for pieces in spelled:
+            for i in range(len(pieces) - 2, -1, -1):
+                if tuple(pieces[i : i + 2]) == best:
+                    pieces[i : i + 2] = ["".join(best)]
+    return merges

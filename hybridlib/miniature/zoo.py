@@ -24,11 +24,11 @@ RUNS = OUTPUTS / "training"
 
 def train_mini_sd3() -> Path:
     """Train autoencoder, text encoders and transformer, and ship them as one `StableDiffusion3Pipeline` folder."""
-    autoencoder, vae_history = vae.train(RUNS)
+    autoencoder, runs = vae.train(RUNS)
     pipeline, history = diffusion.train(RUNS, autoencoder)
     folder = MODELS / "mini-sd3"
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    _write_training(folder, {"vae": (vae.RECIPE, vae_history), "transformer": (diffusion.RECIPE, history)})
+    _write_training(folder, runs | {"transformer": (diffusion.RECIPE, history)})
     return folder
 
 
@@ -108,7 +108,11 @@ def _save_half(model: torch.nn.Module, path: Path) -> None:
 
 def _write_training(folder: Path, runs: dict[str, tuple[Recipe, History]]) -> None:
     record = {
-        name: {"recipe": recipe._asdict(), "seconds": round(history.seconds), "losses": [round(x, 5) for x in history.losses]}
+        name: {
+            "recipe": recipe._asdict(),
+            "seconds": round(history.seconds),
+            "losses": [round(x, 5) for x in history.losses],
+        }
         for name, (recipe, history) in runs.items()
     }
     write_atomically(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())

@@ -1,0 +1,45 @@
+# make reproduce | make test: everything else follows from these two.
+PYTHON ?= python3.11
+PROFILE ?= miniature
+NOTEBOOKS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: env reproduce test lint format notebooks bench clean help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env: $(VENV)/.installed  ## .venv with the project and its pinned dependencies
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+reproduce: env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
+	$(RUN) -m hybridlib.reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+
+test: env  ## the test suite, then every committed notebook against its stored outputs
+	$(RUN) -m pytest
+	TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
+
+lint: env  ## ruff and the type checker
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: env  ## let ruff rewrite what it can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+notebooks: env  ## execute the committed notebooks in place with their smoke defaults
+	TQDM_DISABLE=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(VENV)/bin/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
+
+bench: env  ## the tree against stock diffusers, one call an image
+	$(RUN) benchmarks/study01.py
+
+clean:  ## remove the environment and all outputs
+	rm -rf $(VENV) outputs

@@ -1,0 +1,82 @@
+"""Study 01 by the denoising tree against stock diffusers called once per image.
+
+Both sides run in one process on the same machine, in turn, on the same images of the SIM sweep: the tree as
+`study.generate` runs it, the stock side as the published scripts run it (per image a public call up to the handover
+and a personal call from it, batch 1). Prints ratios of evaluations and of wall time, with their spread over rounds.
+
+`python benchmarks/study01.py --rounds 5`
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from hybridlib import grids, models
+from hybridlib.prompts import PromptSet
+from hybridlib.study import Settings, generate, write_image
+
+SETTINGS = Settings(28, 64, 64, max_sequence_length=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
+    parser.add_argument("--stock-images", type=int, default=12, help="images the stock side makes each round")
+    arguments = parser.parse_args()
+    pipeline = models.load("mini-sd3", device="cpu")
+    stock = StableDiffusion3Pipeline(**pipeline.components)
+    stock.set_progress_bar_config(disable=True)
+    table = grids.sim_sweep(PromptSet.load("miniature"), range(20), range(8), [1], range(3, 22, 3))
+    spend = grids.published_spend(table)
+    print(f"SIM sweep, one seed: {len(table)} images, {torch.get_num_threads()} threads, mini-sd3")
+
+    ratios, per_image = [], []
+    for number in range(arguments.rounds):
+        sample = table.sample(arguments.stock_images, random_state=number)
+        with tempfile.TemporaryDirectory() as folder:
+            stock_s = time_stock(stock, sample, Path(folder) / "stock") / len(sample)
+            outcome = generate(table, pipeline, Path(folder) / "tree", SETTINGS, progress=False)
+        tree_s = outcome.seconds / outcome.images
+        ratios.append(stock_s / tree_s)
+        per_image.append((stock_s, tree_s))
+        print(
+            f"round {number + 1}: stock {1e3 * stock_s:.0f} ms/image, tree {1e3 * tree_s:.1f} ms/image, x{ratios[-1]:.1f}"
+        )
+    print(f"NFE: published scripts {spend.nfe}, tree {outcome.cost.tree}, ratio {spend.nfe / outcome.cost.tree:.2f}")
+    print(
+        f"wall time ratio stock / tree: median {statistics.median(ratios):.1f}, "
+        f"min {min(ratios):.1f}, max {max(ratios):.1f} over {len(ratios)} rounds"
+    )
+
+
+def time_stock(stock: StableDiffusion3Pipeline, table: pd.DataFrame, folder: Path) -> float:
+    """Seconds for whole personal images by stock calls, one after another, images written.
+
+    Stock diffusers cannot start mid-schedule, so each image is one full call of 28 steps under its personal prompt:
+    fewer evaluations than the published public run plus personal run.
+    """
+    began = time.perf_counter()
+    for path, trajectory in zip(table["path"], table["trajectory"], strict=True):
+        personal = trajectory.segments[-1]
+        image = stock(
+            personal.prompt,
+            negative_prompt=personal.negative_prompt,
+            guidance_scale=personal.guidance_scale,
+            num_inference_steps=SETTINGS.num_inference_steps,
+            generator=torch.Generator().manual_seed(trajectory.seed),
+            max_sequence_length=SETTINGS.max_sequence_length,
+        ).images[0]
+        write_image(image, folder / path)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from factories import random_sd3
+
+from hybridlib import models
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no accelerator"))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A random SD3 without T5."""
+    return random_sd3()
+
+
+@pytest.fixture(scope="session")
+def tiny_t5():
+    """A random SD3 with T5."""
+    return random_sd3(with_t5=True, seed=1)
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """The shipped mini-sd3."""
+    return models.load("mini-sd3", device="cpu")
+
+
+@pytest.fixture(params=["mini", "tiny", "tiny_t5"])
+def pipeline(request):
+    """Each kind of SD3 in turn."""
+    return request.getfixturevalue(request.param)

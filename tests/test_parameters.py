@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import papermill
+import pytest
+import yaml
+
+from hybridlib.parameters import STUDIES, FiguresParameters
+from hybridlib.paths import ROOT
+
+FILES = sorted((ROOT / "params").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_shipped_parameter_files_are_valid(path):
+    parameters = STUDIES[path.stem].from_yaml(path)
+    assert parameters.profile == path.parent.name
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_notebook_defaults_are_the_smoke_profile(name):
+    cells = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+    defaults = {key: yaml.safe_load(entry["default"]) for key, entry in cells.items()}
+    smoke = STUDIES[name].from_yaml(ROOT / "params" / "smoke" / f"{name}.yaml")
+    assert defaults == smoke.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: mini-sd3", "modle is no parameter; known: model, "),
+        ("sim_seeds: [1, one]", r"sim_seeds\[1\] = 'one': input should be a valid integer"),
+        ("batch_size: 1e3", "batch_size = '1e3': input should be a valid integer"),
+        ("batch_size: 0", "batch_size = 0: input should be greater than or equal to 1"),
+        ("case_seed: true", "case_seed = True: input should be a valid integer"),
+        ("sim_public_scales: [-1.0]", r"sim_public_scales\[0\] = -1.0: input should be greater"),
+        ("personal_guidance_scale: .nan", "personal_guidance_scale = nan: input should be a finite number"),
+        ("case_common_step: 28", "case_common_step = 28: must be below num_inference_steps = 28"),
+        ("npi_common_steps: [3, 40]", "npi_common_steps = 40: must be below"),
+        ("personal_prompts: [20]", "personal_prompts = 20: the prompt set 'miniature' has 20 personal prompts"),
+        ("prompts: nothing", "prompts = 'nothing': no prompt set 'nothing'"),
+        ("profile: ../elsewhere", "profile = '../elsewhere': string should match"),
+        ("- a list", "expected a mapping"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_one_sentence_names_file_key_and_rule(tmp_path, text, message):
+    path = tmp_path / "01_figures.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        FiguresParameters.from_yaml(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_notebook_variables_are_checked_too():
+    names = {"batch_size": -1, "unrelated": object()}
+    with pytest.raises(ValueError, match="01_figures: batch_size = -1"):
+        FiguresParameters.from_names(names)
+    assert FiguresParameters.from_names({"batch_size": 3, "unrelated": 1}).batch_size == 3

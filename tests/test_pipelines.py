@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference.hybrid_loop import hybrid_latents
+from test_sampler import DRIFT, noise, stock
+
+STEPS = 6
+PERSONAL = ["a red ring on snow", "a green ring on grass"]
+
+
+def call(pipeline, prompt, seed=3, **options):
+    options = {"num_inference_steps": STEPS, "max_sequence_length": 12, "output_type": "latent"} | options
+    return pipeline(prompt, generator=torch.Generator().manual_seed(seed), **options)
+
+
+@pytest.mark.parametrize("output_type", ["latent", "np"])
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_without_hybrid_arguments_it_is_stock_bit_for_bit(pipeline, scale, output_type):
+    options = {"guidance_scale": scale, "negative_prompt": "a blue ring", "output_type": output_type}
+    options["num_images_per_prompt"] = 2
+    ours = call(pipeline, PERSONAL[0], **options).images
+    theirs = call(stock(pipeline), PERSONAL[0], **options).images
+    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("public_scale", [1.0, 2.0])
+@pytest.mark.parametrize("common_step", [0, 1, 4, STEPS])
+def test_public_then_personal_equals_reference_loop(pipeline, common_step, public_scale):
+    output = call(
+        pipeline,
+        PERSONAL,
+        public_prompt="a ring",
+        common_step=common_step,
+        public_guidance_scale=public_scale,
+        guidance_scale=8.0,
+        negative_prompt=["a blue ring", ""],
+    )
+    for row, negative in enumerate(["a blue ring", ""]):
+        expected = hybrid_latents(
+            pipeline, "a ring", PERSONAL[row], common_step, noise(pipeline, 3), public_scale, 8.0, negative, STEPS, 12
+        )
+        torch.testing.assert_close(output.images[row : row + 1], expected, rtol=0, atol=DRIFT)
+
+
+def test_users_may_switch_at_different_steps(tiny):
+    both = call(tiny, PERSONAL, public_prompt="a ring", common_step=[1, 4])
+    for row, step in enumerate([1, 4]):
+        alone = call(tiny, PERSONAL[row], public_prompt="a ring", common_step=step)
+        torch.testing.assert_close(both.images[row], alone.images[0], rtol=0, atol=DRIFT)
+    assert both.cost.tree == 2 * (4 + 5 + 2)
+
+
+def test_several_noises_keep_stock_order(tiny):
+    output = call(tiny, PERSONAL, public_prompt="a ring", common_step=0, num_images_per_prompt=2)
+    expected = call(stock(tiny), PERSONAL[1], num_images_per_prompt=2)
+    torch.testing.assert_close(output.images[2:], expected.images, rtol=0, atol=DRIFT)
+
+
+@pytest.mark.parametrize("common_step", [0, 2, STEPS])
+def test_two_calls_with_published_names_equal_one_call(tiny, common_step):
+    public = call(tiny, "a ring", common_step=common_step, prompt_unchanged=True, guidance_scale=2.0)
+    assert torch.equal(public.images, call(tiny, "a ring", guidance_scale=2.0).images)
+    personal = call(tiny, PERSONAL, common_step=common_step, prompt_unchanged=False, guidance_scale=8.0)
+    together = call(
+        tiny, PERSONAL, common_step=common_step, public_prompt="a ring", public_guidance_scale=2.0, guidance_scale=8.0
+    )
+    torch.testing.assert_close(personal.images[: len(together.images)], together.images[: len(personal.images)])
+
+
+def test_handover_happens_before_update_common_step(tiny):
+    """The published off-by-one: the kept latents have had exactly common_step updates."""
+    seen = []
+    call(
+        tiny,
+        "a ring",
+        common_step=2,
+        prompt_unchanged=True,
+        callback_on_step_end=lambda pipe, i, t, tensors: seen.append(tensors["latents"]) or {},
+    )
+    assert torch.equal(tiny._handover.latents, seen[1])
+
+
+def test_callback_sees_and_may_replace_the_true_state(tiny):
+    shapes, timesteps = [], []
+
+    def callback(pipe, i, t, tensors):
+        shapes.append(len(tensors["latents"]))
+        timesteps.append(float(t))
+        return {"latents": torch.zeros_like(tensors["latents"])} if i == STEPS - 1 else {}
+
+    output = call(tiny, PERSONAL, public_prompt="a ring", common_step=4, callback_on_step_end=callback)
+    assert shapes == [1, 1, 1, 1, 2, 2]
+    assert timesteps == sorted(timesteps, reverse=True)
+    assert not output.images.any()
+
+
+def test_interrupt_stops_the_walk(tiny):
+    steps = []
+
+    def stop(pipe, i, t, tensors):
+        steps.append(i)
+        pipe._interrupt = i == 2
+        return {}
+
+    output = call(tiny, PERSONAL, public_prompt="a ring", common_step=4, callback_on_step_end=stop)
+    assert steps == [0, 1, 2]
+    assert torch.equal(output.images[0], output.images[1])
+
+
+def test_intermediate_results_end_in_the_image(tiny):
+    output = call(tiny, PERSONAL, public_prompt="a ring", common_step=4, get_intermediate_result=True)
+    assert len(output.intermediate_images) == STEPS
+    assert torch.equal(output.intermediate_images[-1], output.images)
+    assert torch.equal(*output.intermediate_images[3])
+    plain = call(tiny, "a ring", get_intermediate_result=True)
+    assert torch.equal(plain.images, call(tiny, "a ring").images)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"public_prompt": "a ring", "common_step": STEPS + 1}, f"common_step must lie in 0..{STEPS}"),
+        ({"public_prompt": "a ring", "common_step": -1}, "common_step must lie in"),
+        ({"common_step": 3}, "need a public_prompt"),
+        ({"public_guidance_scale": 2.0}, "need a public_prompt"),
+        (
+            {"public_prompt": "a ring", "common_step": [1, 2, 3]},
+            r"common_step must be one value or one per prompt \(2\)",
+        ),
+        ({"public_prompt": "a ring"}, "a public phase needs common_step"),
+        (
+            {"public_prompt": "a ring", "common_step": 1, "negative_prompt": ["x"]},
+            "negative_prompt must be one value or one per prompt",
+        ),
+        ({"public_prompt": "a ring", "prompt_unchanged": True}, "two-call form"),
+        ({"public_prompt": "a ring", "prompt_2": "x"}, "prompt_2 cannot be combined"),
+        (
+            {"public_prompt": "a ring", "common_step": 1, "public_guidance_scale": float("inf")},
+            "guidance_scale must be finite",
+        ),
+        (
+            {"public_prompt": "a ring", "common_step": 0, "num_inference_steps": 0},
+            "num_inference_steps must be a positive integer",
+        ),
+        ({"prompt_unchanged": True, "common_step": 1}, "one public prompt, got 2"),
+        ({"prompt_unchanged": False, "common_step": 1}, "earlier call"),
+    ],
+)
+def test_bad_input_is_refused_before_any_evaluation(tiny, monkeypatch, options, message):
+    monkeypatch.setattr(tiny.transformer, "forward", lambda *a, **k: pytest.fail("evaluated the network"))
+    monkeypatch.setattr(tiny, "_handover", None)
+    with pytest.raises(ValueError, match=message):
+        call(tiny, PERSONAL, **options)
+
+
+def test_personal_call_refuses_another_common_step(tiny):
+    call(tiny, "a ring", common_step=2, prompt_unchanged=True)
+    with pytest.raises(ValueError, match=r"handed over at common_step=2 of 6, this call asks for \[3\] of 6"):
+        call(tiny, PERSONAL[0], common_step=3, prompt_unchanged=False)
