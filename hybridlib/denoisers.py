@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 class Denoiser(Protocol):
     """What the sampler needs of a diffusion model."""
 
-    device: torch.device
-    dtype: torch.dtype
-    latent_channels: int
+    @property
+    def device(self) -> torch.device:
+        """Where the latents have to be."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the latents have to be."""
+        ...
 
     def __call__(self, latents: Tensor, timestep: Tensor, conditionings: Sequence[Conditioning]) -> Tensor:
         """Guided model output for every row, in as many forwards as the batch size asks for.
@@ -64,13 +70,16 @@ class SD3Denoiser:
 
     @property
     def device(self) -> torch.device:
+        """Where the latents have to be."""
         return self.pipeline._execution_device
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the latents have to be."""
         return self.pipeline.transformer.dtype
 
     def __call__(self, latents: Tensor, timestep: Tensor, conditionings: Sequence[Conditioning]) -> Tensor:
+        """See `Denoiser.__call__`."""
         outputs, start = [], 0
         while start < len(latents):
             stop = self._chunk_end(conditionings, start)

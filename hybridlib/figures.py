@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,8 +69,8 @@ def image_grid(
             ax = axes[r, c]
             ax.set(xticks=[], yticks=[])
             sns.despine(ax=ax, left=True, bottom=True)
-            if c < len(row) and row[c] is not None:
-                ax.imshow(row[c], interpolation="lanczos" if row[c].width < 256 else "antialiased")
+            if c < len(row) and (image := row[c]) is not None:
+                ax.imshow(image, interpolation="lanczos" if image.width < 256 else "antialiased")
     for c, label in enumerate(column_labels):
         axes[0, c].set_title(textwrap.fill(label, 16), fontsize=8.5, fontweight="normal", pad=4)
     for r, label in enumerate(row_labels):
@@ -97,7 +99,7 @@ def filmstrip(
         step = steps[index % len(steps)]
         colour = PUBLIC if step <= handover else PERSONAL
         ax.axhline(ax.get_ylim()[0], color=colour, linewidth=4, clip_on=False)
-    handles = [plt.Line2D([], [], color=c, linewidth=4) for c in (PUBLIC, PERSONAL)]
+    handles = [Line2D([], [], color=c, linewidth=4) for c in (PUBLIC, PERSONAL)]
     figure.legend(
         handles, ["public prompt", "own prompt"], loc="outside lower right", ncols=2, frameon=False, fontsize=8.5
     )
@@ -115,6 +117,6 @@ def cost_bars(costs: dict[str, tuple[float, float]], title: str = "") -> Figure:
         )
     ax.set(yticks=range(len(costs)), yticklabels=list(costs), xlabel="denoiser evaluations (NFE)", title=title)
     ax.invert_yaxis()
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in ("#d9dde1", PUBLIC)]
+    handles = [Rectangle((0, 0), 1, 1, color=c) for c in ("#d9dde1", PUBLIC)]
     ax.legend(handles, ["published scripts", "denoising tree"], frameon=False, fontsize=8.5, loc="lower right")
     return figure

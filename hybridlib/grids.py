@@ -138,7 +138,8 @@ def published_spend(grid: pd.DataFrame) -> Spend:
     last, then one personal run for each image.
     """
     steps = nfe = 0
-    for (step, scale, *_), images in grid.groupby(["common_step", "public_scale", "personal", "seed"]):
+    for _, images in grid.groupby(["common_step", "public_scale", "personal", "seed"]):
+        step, scale = int(images["common_step"].iloc[0]), float(images["public_scale"].iloc[0])
         steps += step + 1
         nfe += (step + 1) * (2 if scale > 1 else 1)
         for trajectory in images["trajectory"]:

@@ -75,7 +75,7 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         get_intermediate_result: bool = False,
         batch_size: int = 64,
         **kwargs: Any,
-    ) -> HybridPipelineOutput | StableDiffusion3PipelineOutput | tuple:
+    ) -> HybridPipelineOutput | StableDiffusion3PipelineOutput | tuple[Any, ...]:
         """Stock arguments as in `StableDiffusion3Pipeline`; the following are added.
 
         Args:
@@ -209,7 +209,9 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         denoiser = SD3Denoiser(
             self, batch_size, stock["max_sequence_length"], self._clip_skip, self._joint_attention_kwargs
         )
-        scheduler = prepared_scheduler(self, steps, latents.shape[-2:], stock["sigmas"], stock["mu"])
+        scheduler = prepared_scheduler(
+            self, steps, (latents.shape[-2], latents.shape[-1]), stock["sigmas"], stock["mu"]
+        )
         rows: Any = tree.roots
         with self.progress_bar(total=tree.cost.tree) as bar:
             for front in walk(tree, denoiser, scheduler, latents):

@@ -18,15 +18,20 @@ from .paths import OUTPUTS, ROOT
 
 
 class Task(NamedTuple):
+    """A notebook and its parameter file."""
+
     notebook: Path
     parameters: Path
 
     @property
     def name(self) -> str:
+        """Such as 01_figures."""
         return self.notebook.stem
 
 
 class Result(NamedTuple):
+    """How a notebook went, for the index page."""
+
     name: str
     title: str
     seconds: float
@@ -35,6 +40,7 @@ class Result(NamedTuple):
 
 
 def main() -> int:
+    """Exit status: 0 if all notebooks ran, 1 if one failed, 2 if parameters were refused before any ran."""
     parser = argparse.ArgumentParser(
         prog="python -m hybridlib.reproduce", description="Run the notebooks of a profile and write web pages."
     )
@@ -134,6 +140,7 @@ def describe(notebook: Any, default: str) -> tuple[str, str]:
 
 
 def write_page(notebook: Any, path: Path) -> None:
+    """An executed notebook as one HTML file."""
     from nbconvert import HTMLExporter
 
     page, _ = HTMLExporter().from_notebook_node(notebook)
@@ -141,6 +148,7 @@ def write_page(notebook: Any, path: Path) -> None:
 
 
 def write_index(results: list[Result], folder: Path, profile: str) -> None:
+    """The page that links all others, with a thumbnail each."""
     cards = []
     for r in results:
         picture = f'<img src="data:image/png;base64,{r.thumbnail}" alt="">' if r.thumbnail else ""

@@ -176,6 +176,7 @@ class DenoiseState:
 
     @staticmethod
     def load(path: Path | str) -> DenoiseState:
+        """Read what `save` wrote; raises as `from_bytes` does, naming the path."""
         return DenoiseState.from_bytes(Path(path).read_bytes(), source=str(path))
 
 

@@ -51,6 +51,7 @@ class Segment:
 
     @property
     def conditioning(self) -> Conditioning:
+        """What this segment asks of the denoiser, in canonical form."""
         if self.guidance_scale > 1:
             return Conditioning(self.prompt, self.negative_prompt, float(self.guidance_scale))
         return Conditioning(self.prompt)
@@ -79,10 +80,12 @@ class Trajectory:
 
     @property
     def start(self) -> int:
+        """Updates already made when this trajectory begins."""
         return self.segments[0].start
 
     @property
     def stop(self) -> int:
+        """Updates made when it ends."""
         return self.segments[-1].stop
 
     @property
@@ -134,6 +137,7 @@ class Trajectory:
 
 
 def check_common_step(common_step: int, num_inference_steps: int) -> None:
+    """Raise ValueError unless 0 <= common_step <= num_inference_steps."""
     if not 0 <= common_step <= num_inference_steps:
         raise ValueError(f"common_step must lie in 0..{num_inference_steps} (num_inference_steps), got {common_step}")
 
@@ -154,6 +158,7 @@ class Cost(NamedTuple):
 
     @property
     def ratio(self) -> float:
+        """How many times less the tree evaluates."""
         return self.one_at_a_time / self.tree
 
 

@@ -6,6 +6,7 @@ import argparse
 
 
 def main() -> None:
+    """Train or evaluate."""
     parser = argparse.ArgumentParser(prog="python -m hybridlib.miniature", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a model from nothing, or resume, and write it to data/models")
@@ -14,6 +15,7 @@ def main() -> None:
     evaluate.add_argument("--images", type=int, default=256, help="generated images per prompt kind (default 256)")
     arguments = parser.parse_args()
 
+    from ..paths import MODELS
     from . import cards, zoo  # heavy imports only once the arguments are understood
 
     if arguments.command == "train":
@@ -22,7 +24,7 @@ def main() -> None:
         print(f"wrote {folder}")
     else:
         for name, figures in zoo.evaluate(arguments.images).items():
-            cards.write(zoo.MODELS / name)
+            cards.write(MODELS / name)
             for quality, value in figures.items():
                 print(f"{name:12} {quality:40} {value:.4f}")
 

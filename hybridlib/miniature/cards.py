@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 
@@ -70,7 +71,7 @@ def write(folder: Path) -> None:
     write_atomically(folder / "README.md", "\n".join(lines).encode())
 
 
-def _plot_losses(runs: dict[str, dict], path: Path) -> None:
+def _plot_losses(runs: dict[str, dict[str, Any]], path: Path) -> None:
     figures.use_house_style()
     figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 2.6), squeeze=False)
     for ax, (part, run) in zip(axes[0], runs.items(), strict=True):

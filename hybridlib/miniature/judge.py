@@ -19,7 +19,7 @@ RECIPE = Recipe(steps=1800, batch_size=96, learning_rate=2e-3, seed=4, ema_decay
 class Reading(NamedTuple):
     """Attribute indices of B scenes. Objects are in reading order: left before right, upper before lower."""
 
-    count: Tensor  # (B,) 0 for one object, 1 for two
+    number: Tensor  # (B,) 0 for one object, 1 for two
     axis: Tensor  # (B,) 0 side by side, 1 one above the other (meaningful for two objects)
     shape: Tensor  # (B, 2)
     colour: Tensor  # (B, 2)
@@ -29,7 +29,7 @@ class Reading(NamedTuple):
 
 
 HEADS = {  # classes per attribute, in the order of Reading
-    "count": 2,
+    "number": 2,
     "axis": 2,
     "shape": len(SHAPES),
     "colour": len(COLOURS),
@@ -60,6 +60,7 @@ class Judge(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of every attribute in HEADS: (B, classes), or (B, 2, classes) for those of an object."""
         features = self.body(2 * images - 1)
         logits = {name: head(features) for name, head in self.heads.items()}
         return {n: x.unflatten(1, (2, -1)) if n in PER_OBJECT else x for n, x in logits.items()}
@@ -72,6 +73,7 @@ class Judge(nn.Module):
 
     @staticmethod
     def load(folder: Path) -> Judge:
+        """The shipped judge, in float32."""
         judge = Judge()
         weights = load_file(folder / "model.safetensors")
         judge.load_state_dict(
@@ -85,7 +87,7 @@ def truth(scenes: Scenes) -> Reading:
     order = torch.where((scenes.relation % 2 == 1) & (scenes.count == 2), 1, 0)
     index = torch.stack([order, 1 - order], dim=1)
     return Reading(
-        count=scenes.count - 1,
+        number=scenes.count - 1,
         axis=(scenes.relation >= 2).long(),
         shape=scenes.shape.gather(1, index),
         colour=scenes.colour.gather(1, index),
@@ -99,9 +101,9 @@ def objects_correct(scenes: Scenes, reading: Reading) -> Tensor:
     """(B,) true where every object of the scene was read with its colour and shape, wherever it stands."""
     want = truth(scenes)
     wanted, seen = want.shape * len(COLOURS) + want.colour, reading.shape * len(COLOURS) + reading.colour
-    single = (seen[:, 0] == wanted[:, 0]) | ((reading.count == 1) & (seen[:, 1] == wanted[:, 0]))
+    single = (seen[:, 0] == wanted[:, 0]) | ((reading.number == 1) & (seen[:, 1] == wanted[:, 0]))
     straight, swapped = (seen == wanted).all(1), (seen.flip(1) == wanted).all(1)
-    pair = (reading.count == 1) & (straight | swapped)
+    pair = (reading.number == 1) & (straight | swapped)
     return torch.where(scenes.count == 1, single, pair)
 
 
@@ -109,7 +111,7 @@ def arrangement_correct(scenes: Scenes, reading: Reading) -> Tensor:
     """(B,) true where the named objects stand where the caption says (and no second one where it names one)."""
     want = truth(scenes)
     placed = (reading.shape == want.shape).all(1) & (reading.colour == want.colour).all(1) & (reading.axis == want.axis)
-    return (reading.count == want.count) & torch.where(scenes.count == 2, placed, True)
+    return (reading.number == want.number) & torch.where(scenes.count == 2, placed, True)
 
 
 def train(folder: Path, recipe: Recipe = RECIPE) -> tuple[Judge, History]:

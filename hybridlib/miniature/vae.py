@@ -17,6 +17,7 @@ KL_WEIGHT = 1e-6
 
 
 def build() -> AutoencoderKL:
+    """An untrained autoencoder with 1.0 M parameters."""
     return AutoencoderKL(
         latent_channels=16,
         block_out_channels=(16, 32, 64, 64),

@@ -58,8 +58,8 @@ def train_mini_judge() -> Path:
 TRAINERS = {"mini-sd3": train_mini_sd3, "mini-clip": train_mini_clip, "mini-judge": train_mini_judge}
 
 
-def evaluate(images: int = 256) -> dict[str, dict[str, float]]:
-    """Quality of the shipped models on held-out scenes; also written into the folders.
+def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float]]:
+    """Quality of the shipped models on held-out scenes; with `write` also recorded in their folders.
 
     `images` are generated for one-object and again for two-object prompts, at guidance 4 and 28 steps.
     """
@@ -72,12 +72,13 @@ def evaluate(images: int = 256) -> dict[str, dict[str, float]]:
     }
     for objects in (1, 2):
         results["mini-sd3"] |= _generation_quality(pipeline, judge, objects, images)
-    for name, figures in results.items():
+    for name, figures in results.items() if write else ():
         write_atomically(MODELS / name / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
     return results
 
 
 def load_clip(folder: Path) -> tuple[open_clip.CLIP, open_clip.HFTokenizer]:
+    """A model and its tokenizer from a folder, by open_clip's own `local-dir:` scheme."""
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     return model, open_clip.get_tokenizer(f"local-dir:{folder}")
 
