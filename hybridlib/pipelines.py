@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusi
 from torch import Tensor
 
 from .denoisers import SD3Denoiser
-from .sampler import decode, prepared_scheduler, walk
+from .sampler import decode, prepared_scheduler, rows_of, walk
 from .trajectory import Cost, Segment, Trajectory, Tree, check_common_step
 
 _STOCK = inspect.signature(StableDiffusion3Pipeline.__call__)
@@ -23,6 +23,12 @@ _NOT_HYBRID = (  # stock arguments that have no meaning when several users share
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     *("ip_adapter_image", "ip_adapter_image_embeds", "skip_guidance_layers"),
 )
+
+
+def _signature(call: Any) -> inspect.Signature:
+    """The stock signature and what `call` adds to it, for help() and completion."""
+    added = [p for p in inspect.signature(call).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return _STOCK.replace(parameters=[*_STOCK.parameters.values(), *added])
 
 
 @dataclass
@@ -122,6 +128,8 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         self.maybe_free_model_hooks()
         return output if stock["return_dict"] else (output.images,)
 
+    __call__.__signature__ = _signature(__call__)  # type: ignore[attr-defined]
+
     def _plan(
         self,
         stock: dict[str, Any],
@@ -133,7 +141,7 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         """Turn the arguments into trajectories and the latents they start from."""
         steps, copies = stock["num_inference_steps"], stock["num_images_per_prompt"]
         prompts = [stock["prompt"]] if isinstance(stock["prompt"], str) else list(stock["prompt"])
-        negatives = _per_user("negative_prompt", stock["negative_prompt"] or "", len(prompts))
+        negatives = [n or "" for n in _per_user("negative_prompt", stock["negative_prompt"], len(prompts))]
         scales = _per_user("guidance_scale", stock["guidance_scale"], len(prompts))
         switches = _per_user("common_step", common_step or 0, len(prompts))
         for switch in switches:
@@ -222,11 +230,11 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
                 if plan.keep_step == front.updates:
                     self._handover = _Handover(latents, front.updates, steps)
                 if intermediate:
-                    filmstrip.append(self._finish(_spread(latents, rows), stock["output_type"]))
+                    filmstrip.append(self._finish(latents[rows_of(rows)], stock["output_type"]))
                 bar.update(front.nfe)
                 if self.interrupt:
                     break
-        images = self._finish(_spread(latents, rows), stock["output_type"])
+        images = self._finish(latents[rows_of(rows)], stock["output_type"])
         return HybridPipelineOutput(images, tree.cost, filmstrip if intermediate else None)
 
     def _finish(self, latents: Tensor, output_type: str) -> Any:
@@ -236,12 +244,6 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         if output_type == "pil":
             return images
         return np.stack(images) if output_type == "np" else torch.stack(images)
-
-
-def _spread(latents: Tensor, members: Sequence[Sequence[int]]) -> Tensor:
-    """Latents per trajectory from latents per row."""
-    row_of = {index: row for row, indices in enumerate(members) for index in indices}
-    return latents[[row_of[index] for index in range(len(row_of))]]
 
 
 def _per_user(name: str, value: Any, users: int) -> list[Any]:

@@ -136,9 +136,20 @@ class Samples:
 
     def images(self, updates: int | None = None) -> list[Image]:
         """Decoded images after `updates` updates; the final ones by default. Shared rows are decoded once."""
+        images = dict(self.each_image(updates))
+        return [images[index] for index in range(len(self.trajectories))]
+
+    def each_image(self, updates: int | None = None) -> Iterator[tuple[int, Image]]:
+        """The same images one by one with the index of their trajectory, as fast as they are decoded."""
         kept = self._kept(updates)
-        decoded = decode(self.pipeline, kept.latents, self.decode_batch_size)
-        return [decoded[row] for row in kept.rows]
+        members: list[list[int]] = [[] for _ in kept.latents]
+        for index, row in enumerate(kept.rows):
+            members[row].append(index)
+        for first in range(0, len(members), self.decode_batch_size):
+            batch = slice(first, first + self.decode_batch_size)
+            images = decode(self.pipeline, kept.latents[batch], self.decode_batch_size)
+            for image, indices in zip(images, members[batch], strict=True):
+                yield from ((index, image) for index in indices)
 
     def state(self, index: int, updates: int) -> DenoiseState:
         """Everything needed to go on with trajectory `index` elsewhere after `updates` updates."""
@@ -168,7 +179,7 @@ def sample(
     max_sequence_length: int = 256,
     keep: Collection[int] = (),
     resume: DenoiseState | None = None,
-    progress: bool = True,
+    progress: bool | tqdm = True,
 ) -> Samples:
     """Run trajectories as one tree.
 
@@ -179,6 +190,7 @@ def sample(
         batch_size: most denoiser evaluations in one forward.
         keep: numbers of updates after which to keep latents (0 = initial noise), beside the final ones.
         resume: a state to go on from; every trajectory then starts at its step and has its seed.
+        progress: whether to show a bar, or a bar to advance by the evaluations made.
 
     Raises:
         ValueError: before any denoising, if trajectories, sizes or `keep` do not fit the schedule or the state.
@@ -206,16 +218,18 @@ def sample(
     samples = Samples(pipeline, trajectories, scheduler, tree.cost, decode_batch_size=max(1, batch_size // 4))
     wanted = {*keep, tree.stop}
     if tree.start in wanted:
-        samples.kept[tree.start] = Kept(latents, _rows(tree.roots), read_history(scheduler))
-    with tqdm(total=tree.cost.tree, unit="NFE", desc="denoise", disable=not progress) as bar:
+        samples.kept[tree.start] = Kept(latents, rows_of(tree.roots), read_history(scheduler))
+    own_bar = tqdm(total=tree.cost.tree, unit="NFE", desc="denoise", disable=progress is not True)
+    with own_bar:
+        bar = progress if isinstance(progress, tqdm) else own_bar
         for front in walk(tree, denoiser, scheduler, latents):
             if front.updates in wanted:
-                samples.kept[front.updates] = Kept(front.latents, _rows(front.members), read_history(scheduler))
+                samples.kept[front.updates] = Kept(front.latents, rows_of(front.members), read_history(scheduler))
             bar.update(front.nfe)
     return samples
 
 
-def _rows(members: Sequence[Sequence[int]]) -> list[int]:
+def rows_of(members: Sequence[Sequence[int]]) -> list[int]:
     """The row of every trajectory, from the trajectories of every row."""
     row_of = {index: row for row, indices in enumerate(members) for index in indices}
     return [row_of[index] for index in range(len(row_of))]

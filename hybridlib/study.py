@@ -63,10 +63,10 @@ def generate(
 ) -> Outcome:
     """Write the image of every row's `trajectory` to `folder / path` (PNG).
 
-    The unit is a shard: all trajectories that grow from one root, that is one first prompt and seed. A finished shard
-    leaves a ledger of its files' checksums; it is skipped next time only if trajectories, settings, model and versions
-    are the same and every file is intact. Otherwise the whole shard is made again, so its bytes never depend on where
-    an earlier run was killed.
+    The unit is a shard: all trajectories that grow from one root, that is one seed and first conditioning; no work is
+    shared between shards. A finished shard leaves a ledger of its files' checksums; it is skipped next time only if
+    trajectories, settings, model and versions are the same and every file is intact. Otherwise the whole shard is made
+    again, so its bytes never depend on where an earlier run was killed.
 
     Args:
         table: columns `path` (unique, relative) and `trajectory`; other columns are ignored.
@@ -90,27 +90,33 @@ def generate(
             ledger = folder / ".ledger" / f"{_digest(shard, context)}.json"
             done = _finished_seconds(ledger, folder)
             if done is None:
-                done = _run_shard(shard, pipeline, folder, settings, ledger)
+                done = _run_shard(shard, pipeline, folder, settings, ledger, bar)
+            else:
+                bar.update(tree.cost.tree)
             seconds += done
-            bar.update(tree.cost.tree)
     return Outcome(len(table), cost, seconds)
 
 
 def _shards(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    keys = [(t.seed, t.segments[0].prompt) for t in table["trajectory"]]
+    keys = [(t.seed, t.segments[0].conditioning) for t in table["trajectory"]]
     for _, rows in table.groupby(pd.Series(keys, index=table.index), sort=False):
         yield rows
 
 
 def _run_shard(
-    shard: pd.DataFrame, pipeline: HybridStableDiffusion3Pipeline, folder: Path, settings: Settings, ledger: Path
+    shard: pd.DataFrame,
+    pipeline: HybridStableDiffusion3Pipeline,
+    folder: Path,
+    settings: Settings,
+    ledger: Path,
+    bar: tqdm,
 ) -> float:
     from .sampler import sample
 
     began = time.perf_counter()
-    samples = sample(pipeline, list(shard["trajectory"]), progress=False, **settings.sampling())
-    files = zip(shard["path"], samples.images(), strict=True)
-    checksums = {path: write_image(image, folder / path) for path, image in files}
+    samples = sample(pipeline, list(shard["trajectory"]), progress=bar, **settings.sampling())
+    paths = list(shard["path"])
+    checksums = {paths[index]: write_image(image, folder / paths[index]) for index, image in samples.each_image()}
     seconds = time.perf_counter() - began
     write_atomically(ledger, json.dumps({"seconds": seconds, "sha256": checksums}, indent=1).encode())
     return seconds

@@ -18,7 +18,8 @@ class Nothing(Parameters):
 def notebook(*sources):
     cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("profile = 'x'")]
     cells[1].metadata["tags"] = ["parameters"]
-    return nbformat.v4.new_notebook(cells=cells + [nbformat.v4.new_code_cell(source) for source in sources])
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
 
 
 @pytest.fixture

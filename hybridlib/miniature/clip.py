@@ -17,7 +17,7 @@ from .scenes import captions, render, sample_scenes
 from .tokens import MAX_TOKENS, build_tokenizer
 from .training import History, Recipe, fit
 
-RECIPE = Recipe(steps=1400, batch_size=192, learning_rate=1e-3, seed=5, ema_decay=0.995)
+RECIPE = Recipe(steps=1500, batch_size=128, learning_rate=1e-3, seed=5, ema_decay=0.995)
 
 
 def write_config(folder: Path) -> None:
