@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -44,10 +45,13 @@ class Parameters(BaseModel):
     def from_names(cls, names: dict[str, Any]) -> Self:
         """Parameters from a notebook's variables (`globals()`).
 
+        What papermill injects is checked for unknown names, too: papermill itself only warns of them.
+
         Raises:
             ValueError: one sentence naming the notebook, the key, its value and what is allowed.
         """
-        return _checked(cls, {name: names[name] for name in cls.model_fields if name in names}, cls.notebook)
+        wanted = {*cls.model_fields, *_assigned_in_parameter_cells(names.get("In", []))}
+        return _checked(cls, {name: names[name] for name in names if name in wanted}, cls.notebook)
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
@@ -107,6 +111,17 @@ class FiguresParameters(Parameters):
 
 
 STUDIES: dict[str, type[Parameters]] = {cls.notebook: cls for cls in (FiguresParameters,)}
+
+
+def _assigned_in_parameter_cells(executed: list[str]) -> set[str]:
+    """Names assigned in the executed cells that begin as papermill's parameter cells do."""
+    cells = [ast.parse(source) for source in executed if source.startswith("# Parameters")]
+    targets = (
+        node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        for cell in cells
+        for node in cell.body
+    )
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 P = TypeVar("P", bound=Parameters)

@@ -56,3 +56,11 @@ def test_notebook_variables_are_checked_too():
     with pytest.raises(ValueError, match="01_figures: batch_size = -1"):
         FiguresParameters.from_names(names)
     assert FiguresParameters.from_names({"batch_size": 3, "unrelated": 1}).batch_size == 3
+
+
+def test_unknown_names_that_papermill_injects_are_refused():
+    executed = ["", "# Parameters: defaults\nbatch_size: int = 3", "# Parameters\nbatch_size = 4\nbatch_sise = 5"]
+    names = {"In": executed, "batch_size": 4, "batch_sise": 5, "mine": 1}
+    with pytest.raises(ValueError, match="01_figures: batch_sise is no parameter; known: "):
+        FiguresParameters.from_names(names)
+    assert FiguresParameters.from_names(names | {"In": executed[:2]}).batch_size == 4

@@ -169,3 +169,15 @@ def test_initial_noise_depends_on_seed_and_shape_alone():
     generator = torch.Generator("cpu").manual_seed(7)
     assert torch.equal(initial_noise(7, 4, 8, 8), torch.randn(1, 4, 8, 8, generator=generator))
     assert not torch.equal(initial_noise(7, 4, 8, 8), initial_noise(8, 4, 8, 8))
+
+
+@pytest.mark.gpu
+def test_devices_agree_from_the_same_noise(mini):
+    """Same CPU noise, float32 on both: what differs is the order of sums. 1e-2 in latents is below one grey level."""
+    from hybridlib import models
+
+    trajectory = [Trajectory.hybrid("a ring", "a red ring on snow", 8, 5)]
+    expected = sample(mini, trajectory, max_sequence_length=1, progress=False).latents()
+    on_gpu = models.load("mini-sd3", device="cuda", dtype="float32")
+    latents = sample(on_gpu, trajectory, max_sequence_length=1, progress=False).latents()
+    torch.testing.assert_close(latents.cpu(), expected, rtol=0, atol=1e-2)
