@@ -28,7 +28,7 @@ def use_house_style() -> None:
         rc={
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.titleweight": "semibold",
+            "axes.titleweight": "bold",
             "axes.titlesize": 10.5,
             "axes.labelsize": 9.5,
             "text.color": INK,
@@ -62,8 +62,8 @@ def image_grid(
         columns,
         figsize=(columns * cell + label_width, rows * cell + (0.75 if title or column_labels else 0.1)),
         squeeze=False,
-        gridspec_kw={"wspace": 0.04, "hspace": 0.04},
     )
+    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0.0, hspace=0.0)
     for r, row in enumerate(images):
         for c in range(columns):
             ax = axes[r, c]
@@ -80,26 +80,30 @@ def image_grid(
     if row_axis:
         figure.supylabel(row_axis, fontsize=9)
     if title:
-        figure.suptitle(title, fontsize=11, fontweight="semibold")
+        figure.suptitle(title, fontsize=11, fontweight="bold")
+    plt.close(figure)  # the notebook shows what is returned, once
     return figure
 
 
 def filmstrip(
-    strips: dict[str, Sequence[Image]], steps: Sequence[int], handover: int, title: str = "", cell: float = 0.72
+    strips: dict[str, Sequence[Image]],
+    steps: Sequence[int],
+    handovers: Sequence[int],
+    title: str = "",
+    cell: float = 0.78,
 ) -> Figure:
-    """One row of intermediate images per trajectory; frames under the public prompt are underlined in its colour.
+    """One row of intermediate images per trajectory, underlined in the colour of the prompt that made them.
 
-    `steps` are the numbers of updates made when each image was decoded.
+    `steps` are the numbers of updates made when each image was decoded; `handovers` the common step of each row.
     """
     figure = image_grid(
         list(strips.values()), list(strips), [str(step) for step in steps], title, column_axis="updates made", cell=cell
     )
-    axes = figure.axes
-    for index, ax in enumerate(axes):
-        step = steps[index % len(steps)]
-        colour = PUBLIC if step <= handover else PERSONAL
-        ax.axhline(ax.get_ylim()[0], color=colour, linewidth=4, clip_on=False)
-    handles = [Line2D([], [], color=c, linewidth=4) for c in (PUBLIC, PERSONAL)]
+    for index, ax in enumerate(figure.axes):
+        row, column = divmod(index, len(steps))
+        colour = PUBLIC if steps[column] <= handovers[row] else PERSONAL
+        ax.axhline(ax.get_ylim()[0], color=colour, linewidth=5, clip_on=False)
+    handles = [Line2D([], [], color=c, linewidth=5) for c in (PUBLIC, PERSONAL)]
     figure.legend(
         handles, ["public prompt", "own prompt"], loc="outside lower right", ncols=2, frameon=False, fontsize=8.5
     )
@@ -119,4 +123,5 @@ def cost_bars(costs: dict[str, tuple[float, float]], title: str = "") -> Figure:
     ax.invert_yaxis()
     handles = [Rectangle((0, 0), 1, 1, color=c) for c in ("#d9dde1", PUBLIC)]
     ax.legend(handles, ["published scripts", "denoising tree"], frameon=False, fontsize=8.5, loc="lower right")
+    plt.close(figure)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +38,14 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
     """
     import torch
 
-    from .pipelines import HybridStableDiffusion3Pipeline
+    with warnings.catch_warnings():  # tqdm's advice to install notebook widgets, which nothing here needs
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from .pipelines import HybridStableDiffusion3Pipeline
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "float16")
     location = locate(name)
-    options: dict[str, Any] = {"torch_dtype": getattr(torch, dtype), "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     if Path(location).is_dir() and not (Path(location) / "text_encoder_3").is_dir():
         options |= {"text_encoder_3": None, "tokenizer_3": None}
     try:

@@ -207,7 +207,7 @@ def sample(
     scheduler = prepared_scheduler(pipeline, steps, size)
     if resume is not None:
         resume.check(pipeline, scheduler, trajectories)
-        write_history(scheduler, resume.history)
+        write_history(scheduler, {name: rows.to(denoiser.device) for name, rows in resume.history.items()})
         latents = resume.latents
     elif tree.start > 0:
         raise ValueError(f"trajectories start at step {tree.start}; pass the state to resume from, or start at 0")
