@@ -63,7 +63,7 @@ def image_grid(
         figsize=(columns * cell + label_width, rows * cell + (0.75 if title or column_labels else 0.1)),
         squeeze=False,
     )
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0.0, hspace=0.0)
+    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0.0, hspace=0.0)
     for r, row in enumerate(images):
         for c in range(columns):
             ax = axes[r, c]

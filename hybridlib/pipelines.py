@@ -104,50 +104,55 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         hybrid = (public_prompt, common_step, public_guidance_scale, prompt_unchanged)
         if all(value is None for value in hybrid) and not get_intermediate_result:
             return super().__call__(*args, **kwargs)
-        call = _STOCK.bind(self, *args, **kwargs)
-        call.apply_defaults()
-        stock = call.arguments
-        for name in _NOT_HYBRID:
-            if stock[name] is not None:
-                raise ValueError(f"{name} cannot be combined with the hybrid arguments")
-        if stock["callback_on_step_end_tensor_inputs"] != ["latents"]:
-            raise ValueError("callback_on_step_end_tensor_inputs can only be ['latents'] with the hybrid arguments")
+        stock = _STOCK.bind(self, *args, **kwargs)
+        stock.apply_defaults()
+        call = stock.arguments
         if prompt_unchanged is not None and (public_prompt is not None or public_guidance_scale is not None):
             raise ValueError("prompt_unchanged is the two-call form: leave out public_prompt and public_guidance_scale")
         if prompt_unchanged is None and public_prompt is None and (common_step or public_guidance_scale is not None):
             raise ValueError("common_step and public_guidance_scale need a public_prompt (or prompt_unchanged)")
         if common_step is None and (public_prompt is not None or prompt_unchanged is not None):
             raise ValueError("a public phase needs common_step, the number of updates that it lasts")
-        stock["height"] = stock["height"] or self.default_sample_size * self.vae_scale_factor
-        stock["width"] = stock["width"] or self.default_sample_size * self.vae_scale_factor
-        if not isinstance(stock["num_inference_steps"], int) or stock["num_inference_steps"] < 1:
-            raise ValueError(f"num_inference_steps must be a positive integer, got {stock['num_inference_steps']!r}")
-        self.check_inputs(stock["prompt"], None, None, stock["height"], stock["width"])
-        plan = self._plan(stock, public_prompt, common_step, public_guidance_scale, prompt_unchanged)
-        output = self._run(plan, stock, batch_size, get_intermediate_result)
+        self._check_stock_arguments(call)
+        plan = self._plan(call, public_prompt, common_step, public_guidance_scale, prompt_unchanged)
+        output = self._run(plan, call, batch_size, get_intermediate_result)
         self.maybe_free_model_hooks()
-        return output if stock["return_dict"] else (output.images,)
+        return output if call["return_dict"] else (output.images,)
 
     __call__.__signature__ = _signature(__call__)  # type: ignore[attr-defined]
 
+    def _check_stock_arguments(self, call: dict[str, Any]) -> None:
+        """Refuse what cannot be combined with a shared prefix; fill in the default image size."""
+        for name in _NOT_HYBRID:
+            if call[name] is not None:
+                raise ValueError(f"{name} cannot be combined with the hybrid arguments")
+        if call["callback_on_step_end_tensor_inputs"] != ["latents"]:
+            raise ValueError("callback_on_step_end_tensor_inputs can only be ['latents'] with the hybrid arguments")
+        steps = call["num_inference_steps"]
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"num_inference_steps must be a positive integer, got {steps!r}")
+        for side in ("height", "width"):
+            call[side] = call[side] or self.default_sample_size * self.vae_scale_factor
+        self.check_inputs(call["prompt"], None, None, call["height"], call["width"])
+
     def _plan(
         self,
-        stock: dict[str, Any],
+        call: dict[str, Any],
         public_prompt: str | None,
         common_step: int | Sequence[int] | None,
         public_guidance_scale: float | None,
         prompt_unchanged: bool | None,
     ) -> _Plan:
         """Turn the arguments into trajectories and the latents they start from."""
-        steps, copies = stock["num_inference_steps"], stock["num_images_per_prompt"]
-        prompts = [stock["prompt"]] if isinstance(stock["prompt"], str) else list(stock["prompt"])
-        negatives = [n or "" for n in _per_user("negative_prompt", stock["negative_prompt"], len(prompts))]
-        scales = _per_user("guidance_scale", stock["guidance_scale"], len(prompts))
+        steps, copies = call["num_inference_steps"], call["num_images_per_prompt"]
+        prompts = [call["prompt"]] if isinstance(call["prompt"], str) else list(call["prompt"])
+        negatives = [n or "" for n in _per_user("negative_prompt", call["negative_prompt"], len(prompts))]
+        scales = _per_user("guidance_scale", call["guidance_scale"], len(prompts))
         switches = _per_user("common_step", common_step or 0, len(prompts))
         for switch in switches:
             check_common_step(switch, steps)
         if prompt_unchanged is False:
-            return self._personal_plan(prompts, negatives, scales, switches, stock)
+            return self._personal_plan(prompts, negatives, scales, switches, call)
         if prompt_unchanged is True and len(prompts) > 1:
             raise ValueError(f"prompt_unchanged=True runs one public prompt, got {len(prompts)} prompts")
         trajectories = []
@@ -161,7 +166,7 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
                     for n in range(copies)
                 ]
             trajectories += make
-        latents = self._noise(stock, copies)
+        latents = self._noise(call, copies)
         return _Plan(trajectories, latents, switches[0] if prompt_unchanged else None)
 
     def _personal_plan(
@@ -170,9 +175,9 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         negatives: list[str],
         scales: list[float],
         switches: list[int],
-        stock: dict[str, Any],
+        call: dict[str, Any],
     ) -> _Plan:
-        kept, steps = self._handover, stock["num_inference_steps"]
+        kept, steps = self._handover, call["num_inference_steps"]
         if kept is None:
             raise ValueError("prompt_unchanged=False needs an earlier call of this pipeline with prompt_unchanged=True")
         if len(set(switches)) > 1 or (kept.step, kept.num_inference_steps) != (switches[0], steps):
@@ -180,11 +185,9 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
                 f"the public run handed over at common_step={kept.step} of {kept.num_inference_steps}, "
                 f"this call asks for {sorted(set(switches))} of {steps}"
             )
-        expected = self._noise(stock, 1).shape[1:]
-        if kept.latents.shape[1:] != expected:
-            raise ValueError(
-                f"the public run's latents are {tuple(kept.latents.shape[1:])}, this call needs {tuple(expected)}"
-            )
+        size = (call["height"] // self.vae_scale_factor, call["width"] // self.vae_scale_factor)
+        if kept.latents.shape[-2:] != size:
+            raise ValueError(f"the public run's latents are {tuple(kept.latents.shape[-2:])}, this call needs {size}")
         trajectories = [
             Trajectory(n, (Segment(prompt, kept.step, steps, scale, negative),))
             for prompt, negative, scale in zip(prompts, negatives, scales, strict=True)
@@ -193,48 +196,46 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         ]
         return _Plan(trajectories, kept.latents)
 
-    def _noise(self, stock: dict[str, Any], rows: int) -> Tensor:
-        latents = stock["latents"]
+    def _noise(self, call: dict[str, Any], rows: int) -> Tensor:
+        latents = call["latents"]
         if latents is not None and len(latents) != rows:
             raise ValueError(
                 f"latents must hold num_images_per_prompt={rows} rows shared by all users, got {len(latents)}"
             )
         channels = self.transformer.config.in_channels
-        size = (stock["height"], stock["width"])
+        size = (call["height"], call["width"])
         device, dtype = self._execution_device, self.transformer.dtype
-        return self.prepare_latents(rows, channels, *size, dtype, device, stock["generator"], latents)
+        return self.prepare_latents(rows, channels, *size, dtype, device, call["generator"], latents)
 
-    def _run(self, plan: _Plan, stock: dict[str, Any], batch_size: int, intermediate: bool) -> HybridPipelineOutput:
-        self._guidance_scale, self._interrupt = stock["guidance_scale"], False
-        self._clip_skip, self._joint_attention_kwargs = stock["clip_skip"], stock["joint_attention_kwargs"]
-        self._num_timesteps = steps = stock["num_inference_steps"]
+    def _run(self, plan: _Plan, call: dict[str, Any], batch_size: int, intermediate: bool) -> HybridPipelineOutput:
+        self._guidance_scale, self._interrupt = call["guidance_scale"], False
+        self._clip_skip, self._joint_attention_kwargs = call["clip_skip"], call["joint_attention_kwargs"]
+        self._num_timesteps = steps = call["num_inference_steps"]
         latents, filmstrip = plan.latents, []
         if not plan.trajectories:  # a personal run from the very last step: the public image itself
-            return HybridPipelineOutput(self._finish(latents, stock["output_type"]), Cost(0, 0), None)
+            return HybridPipelineOutput(self._finish(latents, call["output_type"]), Cost(0, 0), None)
         tree = Tree(plan.trajectories)
         if plan.keep_step == 0:
             self._handover = _Handover(latents, 0, steps)
         denoiser = SD3Denoiser(
-            self, batch_size, stock["max_sequence_length"], self._clip_skip, self._joint_attention_kwargs
+            self, batch_size, call["max_sequence_length"], self._clip_skip, self._joint_attention_kwargs
         )
-        scheduler = prepared_scheduler(
-            self, steps, (latents.shape[-2], latents.shape[-1]), stock["sigmas"], stock["mu"]
-        )
+        scheduler = prepared_scheduler(self, steps, (latents.shape[-2], latents.shape[-1]), call["sigmas"], call["mu"])
         rows: Any = tree.roots
         with self.progress_bar(total=tree.cost.tree) as bar:
             for front in walk(tree, denoiser, scheduler, latents):
-                if (callback := stock["callback_on_step_end"]) is not None:
+                if (callback := call["callback_on_step_end"]) is not None:
                     returned = callback(self, front.updates - 1, front.timestep, {"latents": front.latents})
                     front.latents = returned.pop("latents", front.latents)
                 latents, rows = front.latents, front.members
                 if plan.keep_step == front.updates:
                     self._handover = _Handover(latents, front.updates, steps)
                 if intermediate:
-                    filmstrip.append(self._finish(latents[rows_of(rows)], stock["output_type"]))
+                    filmstrip.append(self._finish(latents[rows_of(rows)], call["output_type"]))
                 bar.update(front.nfe)
                 if self.interrupt:
                     break
-        images = self._finish(latents[rows_of(rows)], stock["output_type"])
+        images = self._finish(latents[rows_of(rows)], call["output_type"])
         return HybridPipelineOutput(images, tree.cost, filmstrip if intermediate else None)
 
     def _finish(self, latents: Tensor, output_type: str) -> Any:

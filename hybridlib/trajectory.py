@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import NamedTuple
 
 
@@ -137,9 +138,9 @@ class Trajectory:
 
 
 def check_common_step(common_step: int, num_inference_steps: int) -> None:
-    """Raise ValueError unless 0 <= common_step <= num_inference_steps."""
-    if not 0 <= common_step <= num_inference_steps:
-        raise ValueError(f"common_step must lie in 0..{num_inference_steps} (num_inference_steps), got {common_step}")
+    """Raise ValueError unless common_step is a whole number in 0..num_inference_steps."""
+    if not isinstance(common_step, Integral) or not 0 <= common_step <= num_inference_steps:
+        raise ValueError(f"common_step must lie in 0..{num_inference_steps} (num_inference_steps), got {common_step!r}")
 
 
 class Edge(NamedTuple):

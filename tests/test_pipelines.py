@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +161,10 @@ def test_personal_call_refuses_another_common_step(tiny):
     call(tiny, "a ring", common_step=2, prompt_unchanged=True)
     with pytest.raises(ValueError, match=r"handed over at common_step=2 of 6, this call asks for \[3\] of 6"):
         call(tiny, PERSONAL[0], common_step=3, prompt_unchanged=False)
+    with pytest.raises(ValueError, match=r"latents are \(8, 8\), this call needs \(4, 4\)"):
+        call(tiny, PERSONAL[0], common_step=2, prompt_unchanged=False, height=16, width=16)
+
+
+def test_signature_shows_stock_and_hybrid_arguments(tiny):
+    names = set(inspect.signature(tiny.__call__).parameters)
+    assert {"prompt", "guidance_scale", "callback_on_step_end", "public_prompt", "common_step"} <= names

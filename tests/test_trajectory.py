@@ -32,7 +32,7 @@ def test_trajectory_refuses_gaps_and_emptiness():
         Trajectory(0, ())
 
 
-@pytest.mark.parametrize("common_step", [-1, 29])
+@pytest.mark.parametrize("common_step", [-1, 29, 2.5])
 def test_common_step_outside_schedule_is_refused(common_step):
     with pytest.raises(ValueError, match=rf"common_step must lie in 0..28 .* got {common_step}"):
         Trajectory.hybrid("a ring", "a red ring", common_step, seed=1)
