@@ -137,7 +137,7 @@ def test_intermediate_results_end_in_the_image(tiny):
             "negative_prompt must be one value or one per prompt",
         ),
         ({"public_prompt": "a ring", "prompt_unchanged": True}, "two-call form"),
-        ({"public_prompt": "a ring", "prompt_2": "x"}, "prompt_2 cannot be combined"),
+        ({"public_prompt": "a ring", "common_step": 1, "prompt_2": "x"}, "prompt_2 cannot be combined"),
         (
             {"public_prompt": "a ring", "common_step": 1, "public_guidance_scale": float("inf")},
             "guidance_scale must be finite",
