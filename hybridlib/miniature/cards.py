@@ -49,14 +49,14 @@ def write(folder: Path) -> None:
         "Fresh or cached procedural scenes (`hybridlib/miniature/scenes.py`), AdamW, EMA weights, fp16 on disk. "
         f"Retrain from nothing with `python -m hybridlib.miniature train {name}`.",
         "",
-        "| part | steps | batch | peak learning rate | seed | wall time |",
+        "| part | steps | batch | peak learning rate | seed | wall time (2-core CPU, other work beside it) |",
         "|---|---|---|---|---|---|",
     ]
     for part, run in runs.items():
         recipe = run["recipe"]
         lines.append(
             f"| {part} | {recipe['steps']} | {recipe['batch_size']} | {recipe['learning_rate']:g} "
-            f"| {recipe['seed']} | {run['seconds'] / 60:.0f} min on 2 CPU cores |"
+            f"| {recipe['seed']} | {run['seconds'] / 60:.0f} min |"
         )
     _plot_losses(runs, folder / "loss.png")
     lines += ["", "![training loss](loss.png)", ""]
