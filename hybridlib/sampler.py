@@ -219,14 +219,18 @@ def sample(
     wanted = {*keep, tree.stop}
     if tree.start in wanted:
         samples.kept[tree.start] = Kept(latents, rows_of(tree.roots), read_history(scheduler))
-    own_bar = tqdm(total=tree.cost.tree, unit="NFE", desc="denoise", disable=progress is not True)
-    with own_bar:
+    with progress_bar(tree.cost.tree, "denoise", progress is True) as own_bar:
         bar = progress if isinstance(progress, tqdm) else own_bar
         for front in walk(tree, denoiser, scheduler, latents):
             if front.updates in wanted:
                 samples.kept[front.updates] = Kept(front.latents, rows_of(front.members), read_history(scheduler))
             bar.update(front.nfe)
     return samples
+
+
+def progress_bar(total: int, description: str, show: bool) -> tqdm:
+    """A bar over denoiser evaluations. The environment variable TQDM_DISABLE hides those that are shown, too."""
+    return tqdm(total=total, unit="NFE", unit_scale=True, desc=description, **({} if show else {"disable": True}))
 
 
 def rows_of(members: Sequence[Sequence[int]]) -> list[int]:

@@ -82,10 +82,12 @@ def generate(
         raise ValueError(
             f"a trajectory stops at {beyond[0]}, beyond num_inference_steps={settings.num_inference_steps}"
         )
+    from .sampler import progress_bar
+
     context = _context(pipeline, settings)
     cost = Cost(sum(t.cost.tree for t in trees), sum(t.cost.one_at_a_time for t in trees))
     seconds = 0.0
-    with tqdm(total=cost.tree, unit="NFE", unit_scale=True, desc="generate", disable=not progress) as bar:
+    with progress_bar(cost.tree, "generate", progress) as bar:
         for shard, tree in zip(shards, trees, strict=True):
             ledger = folder / ".ledger" / f"{_digest(shard, context)}.json"
             done = _finished_seconds(ledger, folder)

@@ -43,7 +43,7 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key])
     assert again.losses == history.losses
-    assert history.losses[-1] < history.losses[0]
+    assert sum(history.losses[-10:]) < 0.8 * sum(history.losses[:10])
 
 
 def test_another_recipe_does_not_resume(tmp_path):
