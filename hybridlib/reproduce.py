@@ -126,8 +126,12 @@ def without_progress(notebook: Any) -> Any:
     """The notebook without the progress bars that long cells wrote to stderr."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if not (o.get("name") == "stderr" and "%|" in o.get("text", ""))]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or not _is_bar(o["text"])]
     return notebook
+
+
+def _is_bar(text: str) -> bool:
+    return "%|" in text or not text.strip()
 
 
 def describe(notebook: Any, default: str) -> tuple[str, str]:
@@ -165,7 +169,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #22262b; max-width: 1080px;
 main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1.2rem }}
 .card {{ color: inherit; text-decoration: none; border: 1px solid #d9dde1; border-radius: 8px; padding: 1rem }}
 .card:hover {{ border-color: #3b76af }}
-.card img {{ width: 100%; height: 190px; object-fit: contain }}
+.card img {{ width: 100%; max-height: 190px; object-fit: contain }}
 .card h2 {{ font-size: 1.05rem; margin: .6rem 0 0 }} .card p {{ margin: .2rem 0 0; color: #6a727b }}
 .card .bad {{ color: #b3261e }}
 </style></head>
