@@ -131,7 +131,7 @@ def without_progress(notebook: Any) -> Any:
 
 
 def _is_bar(text: str) -> bool:
-    return "%|" in text or not text.strip()
+    return "%|" in text or not text.replace("\x1b[A", "").strip()  # nested bars leave cursor movements behind
 
 
 def describe(notebook: Any, default: str) -> tuple[str, str]:

@@ -78,7 +78,7 @@ def test_progress_bars_are_left_out_of_pages():
     executed = notebook("pass")
     bar = nbformat.v4.new_output("stream", name="stderr", text="generate:  50%|#####     | 1/2")
     warning = nbformat.v4.new_output("stream", name="stderr", text="UserWarning: look")
-    blank = nbformat.v4.new_output("stream", name="stderr", text="\n")
+    blank = nbformat.v4.new_output("stream", name="stderr", text="\x1b[A\n")
     executed.cells[-1].outputs = [bar, warning, blank]
     assert reproduce.without_progress(executed).cells[-1].outputs == [warning]
 
