@@ -74,6 +74,8 @@ def generate(
     Raises:
         ValueError: before any denoising, if paths repeat or a trajectory leaves the schedule.
     """
+    from .sampler import progress_bar
+
     if duplicates := table["path"][table["path"].duplicated()].tolist():
         raise ValueError(f"every image needs its own path, {duplicates[0]!r} occurs more than once")
     shards = list(_shards(table))
@@ -82,8 +84,6 @@ def generate(
         raise ValueError(
             f"a trajectory stops at {beyond[0]}, beyond num_inference_steps={settings.num_inference_steps}"
         )
-    from .sampler import progress_bar
-
     context = _context(pipeline, settings)
     cost = Cost(sum(t.cost.tree for t in trees), sum(t.cost.one_at_a_time for t in trees))
     seconds = 0.0

@@ -157,11 +157,6 @@ class Cost(NamedTuple):
     tree: int  # each shared step evaluated once
     one_at_a_time: int  # every trajectory from its own start
 
-    @property
-    def ratio(self) -> float:
-        """How many times less the tree evaluates."""
-        return self.one_at_a_time / self.tree
-
 
 class Tree:
     """The denoising tree (a trie over steps) of trajectories that all run from step `start` to step `stop`.
