@@ -173,7 +173,7 @@ def test_initial_noise_depends_on_seed_and_shape_alone():
 
 @pytest.mark.gpu
 def test_devices_agree_from_the_same_noise(mini):
-    """Same CPU noise, float32 on both: what differs is the order of sums. No GPU has run this yet; the bound is a guess."""
+    """Same CPU noise, float32: what differs is the order of sums. No GPU has run this yet; the bound is a guess."""
     from hybridlib import models
 
     trajectory = [Trajectory.hybrid("a ring", "a red ring on snow", 8, 5)]
