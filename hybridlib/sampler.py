@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .denoisers import Denoiser, SD3Denoiser
+from .noise import initial_noise
 from .state import DenoiseState, read_history, write_history
 from .trajectory import Cost, Trajectory, Tree
 
@@ -53,16 +54,6 @@ def walk(tree: Tree, denoiser: Denoiser, scheduler: Any, latents: Tensor) -> Ite
         )
         yield front
         latents = front.latents
-
-
-def initial_noise(seed: int, channels: int, height: int, width: int) -> Tensor:
-    """Standard normal latents (1, channels, height, width), float32, drawn on the CPU from the seed alone.
-
-    Every device and batch sees the same noise; in float32 it is what diffusers draws for one image from a CPU
-    generator with this seed.
-    """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn((1, channels, height, width), generator=generator)
 
 
 def prepared_scheduler(

@@ -1,0 +1,163 @@
+"""What a codec is, and everything codecs have in common: checks, rows, messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .message import DTYPES, LARGEST_SIDE, Message, shape_of
+
+Seeds = Sequence[int | None] | None
+_T = TypeVar("_T")
+
+
+class Codec(Protocol):
+    """A frozen, hashable value that turns rows of latents into bytes.
+
+    latents: (rows, channels, height, width), float16, bfloat16 or float32, finite; on any device.
+    seeds: seed of each row's initial noise, which the receiver can draw too. A codec may use it, or ignore it.
+    """
+
+    def encode(self, latents: Tensor, seeds: Seeds = None) -> list[bytes]:
+        """One message a row, decodable on its own."""
+        ...
+
+    def decode(self, messages: Sequence[bytes]) -> Tensor:
+        """Latents (rows, channels, height, width) on the CPU in the dtype they were encoded from."""
+        ...
+
+    def quantise(self, latents: Tensor, seeds: Seeds = None) -> Tensor:
+        """What `decode` returns for what `encode` makes of these latents, on their device."""
+        ...
+
+
+class RowCodec:
+    """Base of the shipped codecs, which say only what happens to one row.
+
+    A subclass is a frozen dataclass with a `name`, its parameters numbers or words, and the three methods at the end.
+    """
+
+    name: ClassVar[str]
+    _registry: ClassVar[dict[str, type[RowCodec]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls):
+            RowCodec._registry[cls.name] = cls
+
+    @property
+    def specification(self) -> str:
+        """Name and parameters as they stand in the header, such as "decimal:4.0,range"; `parse` reads it."""
+        return f"{self.name}:" + ",".join(str(getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+
+    def encode(self, latents: Tensor, seeds: Seeds = None) -> list[bytes]:
+        """One message a row.
+
+        Raises:
+            ValueError: if latents are empty, of another dtype or rank, not finite, or too large for the parameters.
+        """
+        specification, messages = self.specification, []
+        for row, seed in _rows(latents, seeds):
+            messages.append(Message(specification, row.dtype, shape_of(row), self._pack(row, seed)).seal())
+        return messages
+
+    def decode(self, messages: Sequence[bytes]) -> Tensor:
+        """Inverse of `encode` up to quantisation.
+
+        Raises:
+            ValueError: if there are no messages, or one is truncated, altered, of another shape or another codec.
+        """
+        for data in messages:
+            if (found := Message.open(data).specification) != self.specification:
+                raise ValueError(f"the message was coded by {found}, not by {self.specification}")
+        return decode(messages)
+
+    def quantise(self, latents: Tensor, seeds: Seeds = None) -> Tensor:
+        """The latents `decode(encode(latents, seeds))`, bit for bit. Raises as `encode`."""
+        return torch.stack([self._quantise(row, seed) for row, seed in _rows(latents, seeds)]).to(latents.device)
+
+    def _pack(self, row: Tensor, seed: int | None) -> bytes:
+        """Payload of a row (channels, height, width) on the CPU."""
+        raise NotImplementedError
+
+    def _unpack(self, message: Message) -> Tensor:
+        raise NotImplementedError
+
+    def _quantise(self, row: Tensor, seed: int | None) -> Tensor:
+        raise NotImplementedError
+
+
+def parse(specification: str) -> RowCodec:
+    """The codec of a specification such as "decimal:4.0,range".
+
+    Raises:
+        ValueError: if there is no such codec or its parameters are not legal.
+    """
+    name, _, text = specification.partition(":")
+    if name not in RowCodec._registry:
+        raise ValueError(f"codec must be one of {', '.join(RowCodec._registry)}, got {name!r}")
+    cls = RowCodec._registry[name]
+    kinds = {"int": int, "float": float, "str": str}
+    names = fields(cls)  # type: ignore[arg-type]
+    values = text.split(",")
+    if len(values) != len(names):
+        raise ValueError(f"codec {name} has {len(names)} parameters, got {specification!r}")
+    return cls(*(kinds[str(f.type)](value) for f, value in zip(names, values, strict=True)))
+
+
+def encode(latents: Tensor, codecs: Sequence[Codec], seeds: Seeds = None) -> list[bytes]:
+    """One message a row, each row by its own codec. Raises as `Codec.encode`."""
+    return [codec.encode(row, seed)[0] for row, codec, seed in _each(latents, codecs, seeds)]
+
+
+def decode(messages: Sequence[bytes]) -> Tensor:
+    """Latents (rows, channels, height, width) on the CPU, of messages each of which may have its own codec.
+
+    Raises:
+        ValueError: if there are no messages, or one is truncated, altered, or of another shape or dtype.
+    """
+    if not messages:
+        raise ValueError("there must be at least one message to decode, got none")
+    opened = [Message.open(data) for data in messages]
+    if len(kinds := {(message.shape, message.dtype) for message in opened}) > 1:
+        raise ValueError(f"messages of one batch must have one shape and dtype, got {sorted(map(str, kinds))}")
+    return torch.stack([parse(message.specification)._unpack(message) for message in opened])
+
+
+def quantise(latents: Tensor, codecs: Sequence[Codec | None], seeds: Seeds = None) -> Tensor:
+    """What the receiver decodes, each row by its own codec; rows without one stay as they are."""
+    rows = [codec.quantise(row, seed) if codec else row for row, codec, seed in _each(latents, codecs, seeds)]
+    return torch.cat(rows)
+
+
+def _each(latents: Tensor, codecs: Sequence[_T], seeds: Seeds) -> Iterator[tuple[Tensor, _T, Seeds]]:
+    seeds = _checked_seeds(latents, seeds)
+    if len(codecs) != len(latents):
+        raise ValueError(f"there must be a codec for each of {len(latents)} rows, got {len(codecs)}")
+    for row, codec, seed in zip(latents.split(1), codecs, seeds, strict=True):
+        yield row, codec, [seed]
+
+
+def _rows(latents: Tensor, seeds: Seeds) -> Iterator[tuple[Tensor, int | None]]:
+    """Rows on the CPU with their seeds, checked."""
+    if latents.ndim != 4 or not all(0 < side <= LARGEST_SIDE for side in latents.shape):
+        raise ValueError(
+            f"latents must be (rows, channels, height, width), each at least 1, got {tuple(latents.shape)}"
+        )
+    if latents.dtype not in DTYPES:
+        raise ValueError(f"latents must be float16, bfloat16 or float32, got {latents.dtype}")
+    for number, (row, seed) in enumerate(zip(latents.detach().cpu(), _checked_seeds(latents, seeds), strict=True)):
+        if not torch.isfinite(row).all():
+            raise ValueError(f"latents must be finite, but row {number} holds NaN or infinity")
+        yield row, seed
+
+
+def _checked_seeds(latents: Tensor, seeds: Seeds) -> Sequence[int | None]:
+    if seeds is None:
+        return [None] * len(latents)
+    if len(seeds) != len(latents):
+        raise ValueError(f"there must be a seed for each of {len(latents)} rows, got {len(seeds)}")
+    return seeds

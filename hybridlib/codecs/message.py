@@ -1,0 +1,72 @@
+"""The bytes of one coded row: a self-describing header, the payload, a checksum over both.
+
+    "HLC" version  n codec-specification  dtype channels height width  payload  crc32
+     3       1     1          n             1      2       2     2       ...      4      bytes, little-endian
+
+The specification is text such as "decimal:4.0,range". CRC-32 finds every altered byte.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAGIC, VERSION = b"HLC", 1
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_SHAPE = struct.Struct("<BHHH")
+_CHECKSUM = struct.Struct("<I")
+LARGEST_SIDE = (1 << 16) - 1
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+class Message(NamedTuple):
+    """A row of latents as it crosses a link."""
+
+    specification: str  # of the codec
+    dtype: torch.dtype
+    shape: Shape
+    payload: bytes
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes beside the payload, checksum included."""
+        return len(MAGIC) + 2 + len(self.specification) + _SHAPE.size + _CHECKSUM.size
+
+    def seal(self) -> bytes:
+        """Header, payload and checksum."""
+        name = self.specification.encode("ascii")
+        shape = _SHAPE.pack(DTYPES.index(self.dtype), *self.shape)
+        body = MAGIC + bytes([VERSION, len(name)]) + name + shape + self.payload
+        return body + _CHECKSUM.pack(zlib.crc32(body))
+
+    @staticmethod
+    def open(data: bytes) -> Message:
+        """Inverse of `seal`.
+
+        Raises:
+            ValueError: if the bytes are no such message, of another version, truncated or altered.
+        """
+        if not data.startswith(MAGIC):
+            raise ValueError(f"coded latents must begin with {MAGIC!r}, got {bytes(data[:3])!r}")
+        if len(data) <= len(MAGIC) or data[len(MAGIC)] != VERSION:
+            raise ValueError(f"coded latents must have format version {VERSION}, got {list(data[3:4])}")
+        body, checksum = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
+        start = len(MAGIC) + 2 + data[len(MAGIC) + 1] if len(data) > len(MAGIC) + 1 else len(data)
+        if len(body) < start + _SHAPE.size or _CHECKSUM.pack(zlib.crc32(body)) != checksum:
+            raise ValueError(
+                f"coded latents of {len(data)} bytes are truncated or altered: the checksum does not match"
+            )
+        dtype, *shape = _SHAPE.unpack_from(body, start)
+        channels, height, width = shape
+        specification = body[len(MAGIC) + 2 : start].decode("ascii")
+        return Message(specification, DTYPES[dtype], (channels, height, width), body[start + _SHAPE.size :])
+
+
+def shape_of(row: Tensor) -> Shape:
+    """Channels, height, width."""
+    channels, height, width = row.shape
+    return channels, height, width
