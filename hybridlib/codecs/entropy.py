@@ -233,14 +233,23 @@ def _fits(tokens: Integers, widths: tuple[int, ...], centres: Integers) -> Itera
 def _additive(costs: Floats) -> tuple[Integers, Integers]:
     """Levels of channels and bands whose sums are cheapest, by turns. costs: (channels, bands, levels)."""
     number, count, _ = costs.shape
-    bands = costs.sum(0).argmin(1)
-    channel, band, shifts = np.arange(number), np.arange(count), np.arange(-_LEVELS // 4, _LEVELS // 4)
+    channel, band = np.arange(number), np.arange(count)
+    levels, shifts = np.arange(_LEVELS), np.arange(-_LEVELS // 4, _LEVELS // 4)
+    bands = _smooth(costs.sum(0), levels)
     for _ in range(2):
-        shifted = costs[:, band[:, None], np.clip(bands[:, None] + shifts, 0, _LEVELS - 1)]
-        channels = shifts[shifted.sum(1).argmin(1)]
-        shifted = costs[channel[:, None], :, np.clip(channels[:, None] + np.arange(_LEVELS), 0, _LEVELS - 1)]
-        bands = shifted.sum(0).argmin(0)
-    return channels.astype(np.int32), bands.astype(np.int32)
+        sums = np.clip(bands[:, None] + shifts, 0, _LEVELS - 1)
+        channels = _smooth(costs[:, band[:, None], sums].sum(1), shifts)
+        sums = np.clip(channels[:, None] + levels, 0, _LEVELS - 1)
+        bands = _smooth(costs[channel[:, None], :, sums].sum(0).T, levels)
+    return channels, bands
+
+
+def _smooth(costs: Floats, values: NDArray[np.int64]) -> Integers:
+    """One of `values` for each row of costs (rows, values), changes from row to row being paid for."""
+    chosen = [int(values[costs[0].argmin()])]
+    for row in costs[1:]:
+        chosen.append(int(values[(row + _side_bits(values - chosen[-1])).argmin()]))
+    return np.array(chosen, np.int32)
 
 
 def _sum_levels(channels: Integers, bands: Integers) -> Integers:
