@@ -1,6 +1,8 @@
 """hybridlib: every method is a path through a denoising tree.
 
 trajectory   seeds, segments, and the tree that generations with a common beginning form
+noise        the initial noise of a seed
+codecs       latents as bytes and back, at any segment border
 denoisers    diffusion models behind one protocol, a conditioning for every row
 state        a generation stopped half-way: save, send, resume
 sampler      walks the tree, everything alive at a step in one batch
@@ -8,6 +10,7 @@ pipelines    diffusers pipelines with public and personal prompts
 models       by name: a shipped miniature, a local folder, a hub id
 prompts      prompt sets
 grids        the published grids as tables of trajectories
+compression  fits of image quality against step and strength
 study        tables to images on disk, shard by shard, resumable
 figures      the house style and the recurring plots
 miniature    captioned scenes and the recipes of the shipped models

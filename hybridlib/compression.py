@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import curve_fit, least_squares
+from scipy.optimize import least_squares
 
 Floats = NDArray[np.float64]
 
 _EPSILON = 1e-6
+# The surfaces are so flat along some directions that default tolerances leave the fourth digit open.
+_TIGHT: dict[str, Any] = {"xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14, "max_nfev": 20_000}
 # The published start and bounds, in the published order of parameters.
 SIGMOID_START = {"L": 1.0, "K1": -10.0, "B1": 0.5, "K2": 10.0, "B2": 0.5, "D": 0.0}
 SIGMOID_BOUNDS = ((0.1, -50.0, 0.0, -50.0, 0.0, -5.0), (2.0, 50.0, 1.0, 50.0, 1.0, 5.0))
@@ -60,12 +62,12 @@ def min_max(column: str, values: ArrayLike) -> Floats:
     return (array - low) / (high - low)
 
 
-def sigmoid_surface(s: Floats, r: Floats, L: float, K1: float, B1: float, K2: float, B2: float, D: float) -> Floats:  # noqa: N803
+def sigmoid_surface(s: Floats, r: Floats, L: float, K1: float, B1: float, K2: float, B2: float, D: float) -> Floats:
     """The published form: q = L / (1 + exp(K1 (s - B1) + K2 (r - B2))) + D."""
     return L / (1 + np.exp(K1 * (s - B1) + K2 * (r - B2))) + D
 
 
-def exponential_surface(s: Floats, r: Floats, A: float, K1: float, K2: float, c: float) -> Floats:  # noqa: N803
+def exponential_surface(s: Floats, r: Floats, A: float, K1: float, K2: float, c: float) -> Floats:
     """The identifiable form, the sigmoid's limit for large L: q = A - exp(K1 s + K2 r + c)."""
     return A - np.exp(K1 * s + K2 * r + c)
 
@@ -79,14 +81,15 @@ def fit_sigmoid(s: ArrayLike, r: ArrayLike, q: ArrayLike) -> Fit:
     """
     s, r, q = _columns(s, r, q)
     names = tuple(SIGMOID_START)
+
+    def residuals(p: Floats) -> Floats:
+        return sigmoid_surface(s, r, *p) - q
+
     found = least_squares(
-        lambda p: sigmoid_surface(s, r, *p) - q,
+        residuals,
         list(SIGMOID_START.values()),
         bounds=SIGMOID_BOUNDS,
-        xtol=1e-14,
-        ftol=1e-14,
-        gtol=1e-14,
-        max_nfev=20_000,
+        **_TIGHT,
     )
     values = dict(zip(names, found.x.tolist(), strict=True))
     combination = values["K1"] * values["B1"] + values["K2"] * values["B2"]
@@ -110,19 +113,17 @@ def fit_sigmoid(s: ArrayLike, r: ArrayLike, q: ArrayLike) -> Fit:
 def fit_exponential(s: ArrayLike, r: ArrayLike, q: ArrayLike) -> Fit:
     """The four-parameter exponential, which the data support where the sigmoid's plateau L runs to its bound."""
     s, r, q = _columns(s, r, q)
-    values, covariance = curve_fit(
-        lambda sr, *p: exponential_surface(sr[0], sr[1], *p),
-        np.stack([s, r]),
-        q,
-        p0=(0.0, -1.0, 1.0, -1.0),
-        maxfev=20_000,
-    )
-    return _fit(
-        "exponential",
-        *_named(("A", "K1", "K2", "c"), values, np.sqrt(np.diag(covariance))),
-        q,
-        exponential_surface(s, r, *values),
-    )
+
+    def residuals(p: Floats) -> Floats:
+        return exponential_surface(s, r, *p) - q
+
+    def jacobian(p: Floats) -> Floats:
+        e = -np.exp(p[1] * s + p[2] * r + p[3])
+        return np.column_stack([np.ones_like(s), e * s, e * r, e])
+
+    found = least_squares(residuals, (0.0, -1.0, 1.0, -1.0), jacobian, method="lm", **_TIGHT)
+    named = _named(("A", "K1", "K2", "c"), found.x, _errors(jacobian(found.x), found.fun))
+    return _fit("exponential", *named, q, exponential_surface(s, r, *found.x))
 
 
 def fit_quadratic(s: ArrayLike, r: ArrayLike, q: ArrayLike) -> Fit:
@@ -187,7 +188,7 @@ def _columns(*columns: ArrayLike) -> tuple[Floats, ...]:
 
 def _linear(model: str, columns: dict[str, Floats], y: Floats) -> Fit:
     design = np.column_stack(list(columns.values()))
-    values = np.linalg.lstsq(design, y, rcond=None)[0]
+    values: Floats = np.linalg.lstsq(design, y, rcond=None)[0].astype(np.float64)
     return _fit(model, *_named(tuple(columns), values, _errors(design, y - design @ values)), y, design @ values)
 
 

