@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import subprocess
@@ -309,7 +310,4 @@ def test_format_is_pinned():
     assert data[5:24] == b"decimal:1.0,deflate"
     assert struct.unpack("<BHHH", data[24:31]) == (2, 1, 1, 2)
     payload = entropy.encode(np.arange(-40, 41, dtype=np.int32)[None], (41, 40), True)
-    assert (
-        payload.hex()
-        == "00007f1483039c3c276f4c2e6f49a68f25709d36bc6859d51539c1d31428a4474a74af3fcee8ba24fec710110825d12cfed863788b6ec4f1ac94dc52c2309c77f68223c66bda5db85a000000"
-    )
+    assert hashlib.sha256(payload).hexdigest()[:16] == "9b6b2c960643a91b"
