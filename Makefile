@@ -5,7 +5,7 @@ NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env reproduce test lint format notebooks bench clean help
+.PHONY: env reproduce test lint format notebooks results bench clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,8 +38,12 @@ notebooks: env  ## execute the committed notebooks in place with their smoke def
 	TQDM_DISABLE=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(VENV)/bin/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
-bench: env  ## the tree against stock diffusers, one call an image
+results: env  ## take over the tables of a finished PROFILE=miniature-full into data/results
+	$(RUN) -m hybridlib.results --profile miniature-full
+
+bench: env  ## tree against stock diffusers, metrics in batches against one by one
 	$(RUN) benchmarks/study01.py
+	$(RUN) benchmarks/metrics.py
 
 clean:  ## remove the environment and all outputs
 	rm -rf $(VENV) outputs

@@ -20,8 +20,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from hybridlib import grids, models
+from hybridlib.files import write_image
 from hybridlib.prompts import PromptSet
-from hybridlib.study import Settings, generate, write_image
+from hybridlib.study import Settings, generate
 
 SETTINGS = Settings(28, 64, 64, max_sequence_length=1)
 

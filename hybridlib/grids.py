@@ -1,12 +1,13 @@
 """The published grids of hybrid inference as tables of trajectories, with their published file names.
 
 Each function returns a DataFrame with one row per image: `path` (relative, unique), `trajectory`, and the grid's own
-columns. The published file names omit the common step, so each common step has a folder.
+columns, `prompt` (what the image should show) among them. The published file names omit what varies between runs
+(common step, variant, seed), so each of those has a folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -68,6 +69,7 @@ def sim_sweep(
             "personal": index,
             "seed": seed,
             "npi": injected,
+            "prompt": prompts.personal[index],
             "trajectory": _hybrid(prompts, index, step, seed, scale, personal_scale, injected, num_inference_steps),
         }
         for step, scale, index, seed, injected in product(common_steps, public_scales, personal, seeds, (True, False))
@@ -93,6 +95,7 @@ def npi_set(
             "personal": index,
             "seed": seed,
             "npi": injected,
+            "prompt": prompts.personal[index],
             "trajectory": _hybrid(
                 prompts, index, step, seed, public_scale, personal_scale, injected, num_inference_steps
             ),
@@ -124,6 +127,107 @@ def _hybrid(
     )
 
 
+class Variant(NamedTuple):
+    """How the two phases are guided, and whether personal prompts bring their negatives (NPI)."""
+
+    public_scale: float
+    personal_scale: float
+    npi: bool
+
+
+PUBLISHED_VARIANTS = {"wSIM_wNPI": Variant(2.0, 8.0, True), "woSIM_woNPI": Variant(7.0, 7.0, False)}
+LATER_VARIANTS = {"wSIM": Variant(2.0, 7.0, False), "woSIM": Variant(7.0, 7.0, False)}
+FACTORIAL_VARIANTS = {
+    f"public{public:g}_personal{personal:g}_{_INJECTED[npi]}": Variant(public, personal, npi)
+    for public, personal, npi in product((7.0, 2.0), (7.0, 8.0), (False, True))
+}
+
+
+def similarity_study(
+    prompts: PromptSet,
+    variants: Mapping[str, Variant],
+    seeds: Sequence[int],
+    common_steps: Sequence[int],
+    chosen: Sequence[int] | None = None,
+    num_inference_steps: int = 28,
+) -> pd.DataFrame:
+    """Every joint prompt as public prompt of every other and itself. `chosen` are joint indices, all by default.
+
+    Published grid: 22 x 22 prompts, common steps 0..27, seeds 1 and 2, two variants: 54,208 images. Unlike the
+    published scripts, which draw fresh noise for every cell, a seed means one noise for all cells.
+    """
+    joint = range(len(prompts.joint)) if chosen is None else chosen
+    cells = product(variants, seeds, joint, joint, common_steps)
+    return pd.DataFrame(
+        _pair(prompts, variants[name], name, seed, public, personal, step, num_inference_steps)
+        | {"path": f"{name}/seed{seed}/Public{public}_Personal{personal}_CommonStep{step}.png"}
+        for name, seed, public, personal, step in cells
+    )
+
+
+def anchored_study(
+    prompts: PromptSet,
+    variants: Mapping[str, Variant],
+    seeds: Sequence[int],
+    common_steps: Sequence[int],
+    chosen: Sequence[int] | None = None,
+    num_inference_steps: int = 28,
+) -> pd.DataFrame:
+    """The later protocol: public prompts anchor the personal ones, and each personal prompt anchors the others.
+
+    `chosen` are personal indices, all by default. Published grid: 2 x 20 and 20 x 19 pairs, common steps 0..27,
+    seeds 1..3, two variants: 70,560 images.
+    """
+    first = len(prompts.public)
+    own = range(len(prompts.personal)) if chosen is None else chosen
+    pairs = [(i, first + j, f"Public{i}_Personal{j}") for i in range(first) for j in own]
+    pairs += [(first + i, first + j, f"PAnchor{i}_POther{j}") for i in own for j in own if i != j]
+    return pd.DataFrame(
+        _pair(prompts, variants[name], name, seed, anchor, target, step, num_inference_steps)
+        | {"path": f"{name}/{stem}_CommonStep{step}_Seed{seed}.png"}
+        for name, seed, (anchor, target, stem), step in product(variants, seeds, pairs, common_steps)
+    )
+
+
+def _pair(
+    prompts: PromptSet,
+    variant: Variant,
+    name: str,
+    seed: int,
+    public: int,
+    personal: int,
+    step: int,
+    num_inference_steps: int,
+) -> dict[str, object]:
+    joint = prompts.joint
+    for role, index in (("public", public), ("personal", personal)):
+        if not 0 <= index < len(joint):
+            raise ValueError(f"{role} prompt index {index} lies outside 0..{len(joint) - 1} of {prompts.source}")
+    negative = prompts.joint_negative[personal] if variant.npi else ""
+    trajectory = Trajectory.hybrid(
+        joint[public],
+        joint[personal],
+        step,
+        seed,
+        variant.public_scale,
+        variant.personal_scale,
+        negative,
+        num_inference_steps,
+    )
+    return {
+        "variant": name,
+        "public": public,
+        "personal": personal,
+        "common_step": step,
+        "seed": seed,
+        "public_scale": variant.public_scale,
+        "personal_scale": variant.personal_scale,
+        "npi": variant.npi,
+        "prompt": joint[personal],
+        "trajectory": trajectory,
+    }
+
+
 class Spend(NamedTuple):
     """What a way of running a grid costs: denoising steps, and denoiser evaluations (two a guided step)."""
 
@@ -132,20 +236,22 @@ class Spend(NamedTuple):
 
 
 def published_spend(grid: pd.DataFrame) -> Spend:
-    """What the published scripts spend on a SIM or NPI grid.
+    """What the published scripts spend on a grid.
 
-    One public run for each (common step, scale, prompt, seed), which evaluates common_step + 1 steps and discards the
-    last, then one personal run for each image.
+    A public run evaluates common_step + 1 steps and discards the last; a personal run follows for each image. In the
+    SIM and NPI grids one public run serves an image with and one without negative; in the similarity study (columns
+    `public`, `variant`) every image has its own.
     """
-    steps = nfe = 0
-    for _, images in grid.groupby(["common_step", "public_scale", "personal", "seed"]):
-        step, scale = int(images["common_step"].iloc[0]), float(images["public_scale"].iloc[0])
-        steps += step + 1
-        nfe += (step + 1) * (2 if scale > 1 else 1)
-        for trajectory in images["trajectory"]:
-            personal = [s for s in trajectory.segments if s.start >= step]
-            steps += sum(s.stop - s.start for s in personal)
-            nfe += sum(s.conditioning.nfe * (s.stop - s.start) for s in personal)
+    handover = ["common_step", "public_scale", "personal", "seed"]
+    if "variant" in grid:
+        handover += ["variant", "public"]
+    runs = grid.groupby(handover).size().index.to_frame()
+    public_steps = runs["common_step"] + 1
+    steps, nfe = int(public_steps.sum()), int((public_steps * (1 + (runs["public_scale"] > 1))).sum())
+    for step, trajectory in zip(grid["common_step"], grid["trajectory"], strict=True):
+        personal = [s for s in trajectory.segments if s.start >= step]
+        steps += sum(s.stop - s.start for s in personal)
+        nfe += sum(s.conditioning.nfe * (s.stop - s.start) for s in personal)
     return Spend(steps, nfe)
 
 
@@ -155,19 +261,35 @@ def tree_spend(grid: pd.DataFrame) -> Spend:
     return Spend(tree.steps, tree.cost.tree)
 
 
-def published_cost_check(prompts: PromptSet) -> pd.DataFrame:
-    """Denoising steps of the full published SIM and NPI grids: published vs counted here."""
-    personal, common_steps = range(len(prompts.personal)), range(3, 22, 3)
-    full = {
-        "SIM sweep with and without NPI": sim_sweep(prompts, personal, range(8), (1, 2, 3), common_steps),
-        "NPI set": npi_set(prompts, personal, range(1, 10), common_steps),
-    }
-    counted = [
-        {"study": study, "quantity": quantity, "counted here": count(grid).steps}
-        for study, grid in full.items()
-        for quantity, count in (("spent by the published scripts", published_spend), ("needed", tree_spend))
-    ]
+def published_cost_check(prompts: PromptSet, studies: Collection[str] = ("SIM", "NPI")) -> pd.DataFrame:
+    """Denoising steps of full published grids, counted with the tree, beside the published counts.
+
+    `studies` are those whose names begin so: "SIM", "NPI", "similarity", "anchored".
+    """
     published = pd.read_csv(PUBLISHED / "hybrid_denoising_steps.csv").rename(columns={"steps": "published"})
-    closing = published.merge(pd.DataFrame(counted), on=["study", "quantity"], how="left", validate="one_to_one")
+    wanted = published[published["study"].str.startswith(tuple(studies))]
+    counted = []
+    for study in wanted["study"].unique():
+        grid = _full_grid(study, prompts)
+        spent, needed = published_spend(grid).steps, tree_spend(grid).steps
+        counted += [(study, "spent by the published scripts", spent), (study, "needed", needed)]
+    closing = wanted.merge(
+        pd.DataFrame(counted, columns=["study", "quantity", "counted here"]),
+        on=["study", "quantity"],
+        how="left",
+        validate="one_to_one",
+    )
     closing["agrees"] = closing["published"] == closing["counted here"]
     return closing
+
+
+def _full_grid(study: str, prompts: PromptSet) -> pd.DataFrame:
+    personal, seven_steps = range(len(prompts.personal)), range(3, 22, 3)
+    if study.startswith("SIM"):
+        return sim_sweep(prompts, personal, range(8), (1, 2, 3), seven_steps)
+    if study.startswith("NPI"):
+        return npi_set(prompts, personal, range(1, 10), seven_steps)
+    if study.startswith("anchored"):
+        return anchored_study(prompts, LATER_VARIANTS, (1, 2, 3), range(28))
+    name = study.split(", ")[1]
+    return similarity_study(prompts, {name: PUBLISHED_VARIANTS[name]}, (1,), range(28))

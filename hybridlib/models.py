@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +37,7 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
     """
     import torch
 
-    with warnings.catch_warnings():  # tqdm's advice to install notebook widgets, which nothing here needs
-        warnings.filterwarnings("ignore", message="IProgress not found")
-        from .pipelines import HybridStableDiffusion3Pipeline
+    from .pipelines import HybridStableDiffusion3Pipeline
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "float16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from .study import Settings
 Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Step = Annotated[int, Field(ge=0, le=1000)]
+Index = Annotated[int, Field(ge=0)]
 
 
 class Parameters(BaseModel):
@@ -23,23 +24,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     notebook: ClassVar[str]
 
-    model: str = "mini-sd3"
-    prompts: str = "miniature"
-    image_size: int = Field(64, ge=16, le=4096, multiple_of=16)
-    num_inference_steps: int = Field(28, ge=1, le=1000)
-    max_sequence_length: int = Field(1, ge=0, le=512)
-    batch_size: int = Field(64, ge=1, le=4096)
     profile: str = Field("smoke", pattern=r"^[\w.-]+$")
-
-    @field_validator("prompts")
-    @classmethod
-    def _prompt_file_exists(cls, name: str) -> str:
-        prompt_file(name)
-        return name
-
-    def settings(self) -> Settings:
-        """What the sampler needs to know beside the trajectories."""
-        return Settings(self.num_inference_steps, self.image_size, self.batch_size, self.max_sequence_length)
 
     @classmethod
     def from_names(cls, names: dict[str, Any]) -> Self:
@@ -69,7 +54,50 @@ class Parameters(BaseModel):
         return _checked(cls, content, str(path))
 
 
-class FiguresParameters(Parameters):
+class PromptParameters(Parameters):
+    """What a study of a prompt set needs."""
+
+    prompts: str = "miniature"
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompt_file_exists(cls, name: str) -> str:
+        prompt_file(name)
+        return name
+
+
+class SamplingParameters(PromptParameters):
+    """What a study needs that makes images."""
+
+    model: str = "mini-sd3"
+    image_size: int = Field(64, ge=16, le=4096, multiple_of=16)
+    num_inference_steps: int = Field(28, ge=1, le=1000)
+    max_sequence_length: int = Field(1, ge=0, le=512)
+    batch_size: int = Field(64, ge=1, le=4096)
+
+    def settings(self) -> Settings:
+        """What the sampler needs to know beside the trajectories."""
+        return Settings(self.num_inference_steps, self.image_size, self.batch_size, self.max_sequence_length)
+
+    def _check_steps(self, *names: str) -> None:
+        """Common steps lie below num_inference_steps, as in the published pipeline."""
+        for name in names:
+            for step in _as_list(getattr(self, name)):
+                if step >= self.num_inference_steps:
+                    raise ValueError(f"{name} = {step}: must be below num_inference_steps = {self.num_inference_steps}")
+
+    def _check_prompts(self, kind: Literal["personal", "joint"], *names: str) -> None:
+        """Indices of prompts exist in the prompt set."""
+        available = len(getattr(PromptSet.load(self.prompts), kind))
+        for name in names:
+            for index in _as_list(getattr(self, name)):
+                if index >= available:
+                    raise ValueError(
+                        f"{name} = {index}: the prompt set {self.prompts!r} has {available} {kind} prompts"
+                    )
+
+
+class FiguresParameters(SamplingParameters):
     """Study 01: the case study, the SIM sweep and the NPI set.
 
     Common steps lie in 0..num_inference_steps - 1, as in the published pipeline; `personal_prompts` are indices into
@@ -78,9 +106,9 @@ class FiguresParameters(Parameters):
 
     notebook = "01_figures"
 
-    personal_prompts: list[Annotated[int, Field(ge=0)]] = [0, 8, 10, 17]
+    personal_prompts: list[Index] = [0, 8, 10, 17]
     personal_guidance_scale: Scale = 8.0
-    case_prompt: int = Field(8, ge=0)
+    case_prompt: Index = 8
     case_seed: Seed = 203
     case_common_step: Step = 8
     case_public_scale: Scale = 2.0
@@ -94,23 +122,96 @@ class FiguresParameters(Parameters):
 
     @model_validator(mode="after")
     def _fits_schedule_and_prompts(self) -> Self:
-        for name in ("case_common_step", "sim_common_steps", "npi_common_steps"):
-            value = getattr(self, name)
-            for step in value if isinstance(value, list) else [value]:
-                if step >= self.num_inference_steps:
-                    raise ValueError(f"{name} = {step}: must be below num_inference_steps = {self.num_inference_steps}")
-        personal = len(PromptSet.load(self.prompts).personal)
-        for name in ("case_prompt", "personal_prompts"):
-            value = getattr(self, name)
-            for index in value if isinstance(value, list) else [value]:
-                if index >= personal:
-                    raise ValueError(
-                        f"{name} = {index}: the prompt set {self.prompts!r} has {personal} personal prompts"
-                    )
+        self._check_steps("case_common_step", "sim_common_steps", "npi_common_steps")
+        self._check_prompts("personal", "case_prompt", "personal_prompts")
         return self
 
 
+class SweepParameters(SamplingParameters):
+    """Studies 02 and 03: scores of the SIM sweep, with and without negatives."""
+
+    personal_prompts: list[Index] = Field([0, 5, 8, 10, 13, 17], min_length=2)
+    personal_guidance_scale: Scale = 8.0
+    public_scales: list[Scale] = Field([1.0, 3.0, 7.0], min_length=1)
+    seeds: list[Seed] = Field([1], min_length=1)
+    common_steps: list[Step] = Field([3, 12, 21], min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_schedule_and_prompts(self) -> Self:
+        self._check_steps("common_steps")
+        self._check_prompts("personal", "personal_prompts")
+        return self
+
+
+class AlignmentParameters(SweepParameters):
+    """Study 02: CLIP alignment of the SIM sweep."""
+
+    notebook = "02_alignment"
+
+    clip_model: str = "mini-clip"
+
+
+class FidelityParameters(SweepParameters):
+    """Study 03: BRISQUE of the same images."""
+
+    notebook = "03_fidelity"
+
+    brisque_weights: Literal["auto", "piq", "shipped"] = "shipped"
+
+
+class SimilarityParameters(PromptParameters):
+    """Study 04: how alike the prompts are."""
+
+    notebook = "04_similarity"
+
+    sentence_model: str = "all-MiniLM-L6-v2"
+
+
+class QualityParameters(SamplingParameters):
+    """Study 05: quality of every pair of prompts. Prompts are joint indices: public prompts first, then personal."""
+
+    notebook = "05_image_quality"
+
+    clip_model: str = "mini-clip"
+    sentence_model: str = "all-MiniLM-L6-v2"
+    brisque_weights: Literal["auto", "piq", "shipped"] = "shipped"
+    joint_prompts: list[Index] = Field([0, 2, 5, 12, 19], min_length=2)
+    seeds: list[Seed] = Field([1], min_length=1)
+    common_steps: list[Step] = Field([0, 8, 16, 20, 23, 25, 27], min_length=5)
+    min_pairs: int = Field(2, ge=1)  # a similarity bin of fewer ordered pairs is left out
+    anchored_prompts: list[Index] = Field([0, 3, 10], min_length=2)  # personal ones, of the later protocol
+    anchored_seeds: list[Seed] = Field([1], min_length=1)
+    anchored_common_steps: list[Step] = [0, 9, 18]
+    factorial_prompts: list[Index] = Field([0, 2, 5, 12], min_length=2)
+    factorial_seeds: list[Seed] = Field([1], min_length=1)
+    factorial_common_steps: list[Step] = [12, 18, 23]
+
+    @model_validator(mode="after")
+    def _fits_schedule_and_prompts(self) -> Self:
+        self._check_steps("common_steps", "anchored_common_steps", "factorial_common_steps")
+        self._check_prompts("joint", "joint_prompts", "factorial_prompts")
+        self._check_prompts("personal", "anchored_prompts")
+        if 0 not in self.common_steps:
+            raise ValueError(f"common_steps = {self.common_steps}: must contain 0, where nothing is shared")
+        return self
+
+
+class HiqmParameters(Parameters):
+    """Study 06: curves and a surface fitted to the scores of study 05."""
+
+    notebook = "06_hiqm_fit"
+
+    scores: str = "data/results/05_image_quality.parquet"  # of a study 05, from the project's root
+    min_pairs: int = Field(6, ge=1)
+    bootstrap_rounds: int = Field(100, ge=20, le=100_000)
+    quality_share: float = Field(0.95, gt=0, lt=1)
+
+
 STUDIES: dict[str, type[Parameters]] = {cls.notebook: cls for cls in (FiguresParameters,)}
+
+
+def _as_list(value: int | list[int]) -> list[int]:
+    return value if isinstance(value, list) else [value]
 
 
 def _assigned_in_parameter_cells(executed: list[str]) -> set[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .paths import PROMPTS
+import numpy as np
+import pandas as pd
+
+from .paths import PROMPTS, PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class PromptSet:
     """Public and personal prompts. Personal prompt i belongs to public prompt `group[i]` and has `negative[i]`.
 
     Raises:
-        ValueError: naming the file (`source`) and the first empty or duplicate prompt.
+        ValueError: naming the file (`source`) and the first empty or duplicate prompt, or lists that do not match.
     """
 
     public: tuple[str, ...]
@@ -33,6 +36,29 @@ class PromptSet:
                 if prompt in seen:
                     raise ValueError(f"{self.source}: {kind} prompt {index} is a duplicate: {prompt!r}")
                 seen.add(prompt)
+        for kind, entries in (("negative", self.negative), ("group", self.group)):
+            if len(entries) != len(self.personal):
+                raise ValueError(
+                    f"{self.source}: needs one {kind} for each of {len(self.personal)} personal prompts, "
+                    f"got {len(entries)}"
+                )
+        if outside := [g for g in self.group if not 0 <= g < len(self.public)]:
+            raise ValueError(f"{self.source}: group {outside[0]} is no public prompt; there are {len(self.public)}")
+
+    @property
+    def joint(self) -> tuple[str, ...]:
+        """Public, then personal prompts: one list in which every prompt can play both roles."""
+        return self.public + self.personal
+
+    @property
+    def joint_negative(self) -> tuple[str, ...]:
+        """The negative of each joint prompt; public prompts have none."""
+        return ("",) * len(self.public) + self.negative
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Joint indices at which a new group of personal prompts begins."""
+        return [len(self.public) + i for i, g in enumerate(self.group) if i == 0 or g != self.group[i - 1]]
 
     def public_of(self, personal: int) -> str:
         """The public prompt that personal prompt `personal` shares."""
@@ -73,3 +99,47 @@ def prompt_file(name: str) -> Path:
         known = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.yaml")))
         raise ValueError(f"no prompt set {name!r}: not a file, and not one of {known}")
     return path
+
+
+def public_candidates(prompts: PromptSet, similarity: np.ndarray) -> pd.DataFrame:
+    """How well each prompt would serve its group as the shared, public one.
+
+    Args:
+        similarity: of the joint prompts, (public + personal, public + personal).
+
+    Returns:
+        One row per candidate, best first within its group: group, prompt (joint index), text, role, and the `mean`
+        and `least` similarity to the group's other personal prompts.
+    """
+    public = len(prompts.public)
+    rows = []
+    for group in range(public):
+        members = [public + i for i, g in enumerate(prompts.group) if g == group]
+        for candidate in (group, *(members if len(members) > 1 else ())):
+            others = similarity[candidate, [m for m in members if m != candidate]]
+            role = "public" if candidate < public else "personal"
+            rows.append((group, candidate, prompts.joint[candidate], role, others.mean(), others.min()))
+    table = pd.DataFrame(rows, columns=["group", "prompt", "text", "role", "mean", "least"])
+    return table.sort_values(["group", "mean"], ascending=[True, False], ignore_index=True)
+
+
+def pair_table(prompts: PromptSet, similarity: np.ndarray) -> pd.DataFrame:
+    """Ordered pairs of different joint prompts: public, personal, similarity, kind (of their groups and roles)."""
+    first = len(prompts.public)
+    group = [*range(first), *prompts.group]
+    rows = []
+    for public in range(len(prompts.joint)):
+        for personal in range(len(prompts.joint)):
+            if public != personal:
+                kind = "same group" if group[public] == group[personal] else "different groups"
+                rows.append((public, personal, float(similarity[public, personal]), kind))
+    return pd.DataFrame(rows, columns=["public", "personal", "similarity", "kind"])
+
+
+def pairs_by_bin(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Ordered pairs per similarity bin (one decimal), published and in `pairs`."""
+    curves = pd.read_csv(PUBLISHED / "clip_by_similarity_unsmoothed.csv")
+    published = curves[curves["similarity_bin"] < 1].groupby("similarity_bin")["n_ordered_pairs"].first()
+    measured = pairs["similarity"].round(1).value_counts()
+    table = pd.DataFrame({"published": published, "measured": measured}).fillna(0).astype(int).sort_index()
+    return table.rename_axis("similarity")

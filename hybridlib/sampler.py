@@ -219,9 +219,9 @@ def sample(
     return samples
 
 
-def progress_bar(total: int, description: str, show: bool) -> tqdm:
-    """A bar over denoiser evaluations. The environment variable TQDM_DISABLE hides those that are shown, too."""
-    return tqdm(total=total, unit="NFE", unit_scale=True, desc=description, **({} if show else {"disable": True}))
+def progress_bar(total: int, description: str, show: bool, unit: str = "NFE") -> tqdm:
+    """A bar over denoiser evaluations or another unit. TQDM_DISABLE in the environment hides it, too."""
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, **({} if show else {"disable": True}))
 
 
 def rows_of(members: Sequence[Sequence[int]]) -> list[int]:

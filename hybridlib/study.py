@@ -1,29 +1,35 @@
-"""Turns a table of trajectories into images on disk, shard by shard; a killed run goes on where it stopped."""
+"""Turns a table of trajectories into images and scores on disk; a killed run goes on where it stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .files import digest, read_image, write_array, write_image, write_json, write_table
+from .paths import ROOT
 from .trajectory import Cost, Tree
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .metrics import Metric
+    from .parameters import Parameters, SamplingParameters
     from .pipelines import HybridStableDiffusion3Pipeline
 
 
 PACKAGES = ("hybridlib", "torch", "diffusers", "transformers")
+IMAGES_PER_CHUNK = 128  # scored, and remembered as scored, together
 
 
 class Outcome(NamedTuple):
@@ -89,7 +95,8 @@ def generate(
     seconds = 0.0
     with progress_bar(cost.tree, "generate", progress) as bar:
         for shard, tree in zip(shards, trees, strict=True):
-            ledger = folder / ".ledger" / f"{_digest(shard, context)}.json"
+            rows = [[path, asdict(t)] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
+            ledger = folder / ".ledger" / f"{digest(context, rows)}.json"
             done = _finished_seconds(ledger, folder)
             if done is None:
                 done = _run_shard(shard, pipeline, folder, settings, ledger, bar)
@@ -120,7 +127,7 @@ def _run_shard(
     paths = list(shard["path"])
     checksums = {paths[index]: write_image(image, folder / paths[index]) for index, image in samples.each_image()}
     seconds = time.perf_counter() - began
-    write_atomically(ledger, json.dumps({"seconds": seconds, "sha256": checksums}, indent=1).encode())
+    write_json({"seconds": seconds, "sha256": checksums}, ledger)
     return seconds
 
 
@@ -131,20 +138,99 @@ def _finished_seconds(ledger: Path, folder: Path) -> float | None:
     record = json.loads(ledger.read_text())
     for path, checksum in record["sha256"].items():
         file = folder / path
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != checksum:
+        if not file.is_file() or _checksum(file) != checksum:
             return None
     return record["seconds"]
 
 
-def _context(pipeline: HybridStableDiffusion3Pipeline, settings: Settings) -> str:
+def _context(pipeline: HybridStableDiffusion3Pipeline, settings: Settings) -> list[Any]:
     from .state import model_identity
 
-    return json.dumps([model_identity(pipeline), settings._asdict(), versions().to_dict()], sort_keys=True)
+    return [model_identity(pipeline), settings._asdict(), versions().to_dict()]
 
 
-def _digest(shard: pd.DataFrame, context: str) -> str:
-    rows = [[path, asdict(t)] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
-    return hashlib.sha256((context + json.dumps(rows)).encode()).hexdigest()[:24]
+def score(
+    table: pd.DataFrame, folder: Path, metrics: Sequence[Metric], name: str = "scores", progress: bool = True
+) -> pd.DataFrame:
+    """Score every row's image `folder / path` against its `prompt`, and write `folder / <name>.parquet`.
+
+    Scores are remembered by image bytes, prompt and metric, so a killed run goes on where it stopped and a changed
+    image is scored again.
+
+    Returns:
+        The table without its trajectories, with one column per metric; `attrs["metrics"]` says what each one is, in
+        memory and in the file.
+    """
+    from .sampler import progress_bar
+
+    remembered = folder / ".scores"
+    columns: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
+    with progress_bar(len(table), "score", progress, unit="image") as bar:
+        for first in range(0, len(table), IMAGES_PER_CHUNK):
+            chunk = table.iloc[first : first + IMAGES_PER_CHUNK]
+            paths, prompts = [folder / path for path in chunk["path"]], list(chunk["prompt"])
+            checksums = [_checksum(path) for path in paths]
+            images: list[Image] = []
+            for metric in metrics:
+                file = remembered / f"{digest(metric.identity, checksums, prompts)}.npy"
+                if not file.is_file():
+                    images = images or [read_image(path) for path in paths]
+                    write_array(metric.score(images, prompts), file)
+                columns[metric.name].append(np.load(file, allow_pickle=False))
+            bar.update(len(chunk))
+    scores = table.drop(columns="trajectory").reset_index(drop=True)
+    for column, parts in columns.items():
+        scores[column] = np.concatenate(parts)
+    scores.attrs["metrics"] = {metric.name: metric.identity for metric in metrics}
+    write_table(scores, folder / f"{name}.parquet")
+    return scores
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run(
+    table: pd.DataFrame,
+    pipeline: HybridStableDiffusion3Pipeline,
+    folder: Path,
+    parameters: SamplingParameters,
+    metrics: Sequence[Metric],
+    name: str = "scores",
+) -> tuple[pd.DataFrame, Outcome]:
+    """Images, scores and provenance of a study: `generate`, then `score`, then `<name>.json` beside the table."""
+    outcome = generate(table, pipeline, folder, parameters.settings())
+    scores = score(table, folder, metrics, name)
+    write_json(provenance(pipeline, parameters, metrics), folder / f"{name}.json")
+    return scores, outcome
+
+
+def provenance(
+    pipeline: HybridStableDiffusion3Pipeline, parameters: Parameters, metrics: Sequence[Metric]
+) -> dict[str, Any]:
+    """What a table was made from: parameters, versions, git revision, model and metric identities."""
+    from .state import model_identity
+
+    return {
+        "notebook": parameters.notebook,
+        "parameters": parameters.model_dump(),
+        "versions": versions().to_dict(),
+        "git_revision": git_revision(),
+        "model": model_identity(pipeline),
+        "metrics": {metric.name: metric.identity for metric in metrics},
+    }
+
+
+def git_revision() -> str:
+    """The commit of this clone, with `+changes` where files differ from it; "unknown" outside a clone."""
+    try:
+        run_git = [
+            subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run_git[0] + ("+changes" if run_git[1] else "")
 
 
 def picture_table(
@@ -153,14 +239,6 @@ def picture_table(
     """The images of `table` arranged by the values of its columns `rows` and `columns`, both in ascending order."""
     paths = table.pivot(index=rows, columns=columns, values="path")
     return [[None if pd.isna(path) else read_image(folder / path) for path in row] for row in paths.to_numpy()]
-
-
-def read_image(path: Path) -> Image:
-    """An RGB image, its file closed again."""
-    from PIL import Image as Pillow
-
-    with Pillow.open(path) as file:
-        return file.convert("RGB")
 
 
 def cost_table(costs: dict[str, tuple[int, Outcome]]) -> pd.DataFrame:
@@ -182,19 +260,3 @@ def cost_table(costs: dict[str, tuple[int, Outcome]]) -> pd.DataFrame:
 def versions() -> pd.Series:
     """Versions of the packages that decide the bytes of an image."""
     return pd.Series({package: version(package) for package in PACKAGES}, name="version")
-
-
-def write_image(image: Image, path: Path) -> str:
-    """Write a PNG by temporary file and rename; returns the SHA-256 of its bytes."""
-    buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return write_atomically(path, buffer.getvalue())
-
-
-def write_atomically(path: Path, data: bytes) -> str:
-    """Write by temporary file and rename, so that `path` is never half-written; returns the SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-    return hashlib.sha256(data).hexdigest()

@@ -27,7 +27,7 @@ def test_notebook_defaults_are_the_smoke_profile(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modle: mini-sd3", "modle is no parameter; known: model, "),
+        ("modle: mini-sd3", "modle is no parameter; known: profile, prompts, model, "),
         ("sim_seeds: [1, one]", r"sim_seeds\[1\] = 'one': input should be a valid integer"),
         ("batch_size: 1e3", "batch_size = '1e3': input should be a valid integer"),
         ("batch_size: 0", "batch_size = 0: input should be greater than or equal to 1"),

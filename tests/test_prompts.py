@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hybridlib.miniature.scenes import COLOURS, SHAPES
 from hybridlib.miniature.tokens import MAX_TOKENS, build_tokenizer
-from hybridlib.prompts import PromptSet
+from hybridlib.prompts import PromptSet, pair_table, pairs_by_bin, public_candidates
 
 
 @pytest.mark.parametrize("name", ["miniature", "sd3-medium"])
@@ -53,3 +54,48 @@ def test_bad_prompt_files_are_named(tmp_path, text, message):
 def test_missing_prompt_set_names_the_known_ones():
     with pytest.raises(ValueError, match="no prompt set 'nothing'.*miniature, sd3-medium"):
         PromptSet.load("nothing")
+
+
+def test_lists_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="needs one negative for each of 2 personal prompts, got 3"):
+        PromptSet(("a",), ("b", "c"), ("x", "y", "z"), (0, 0))
+    with pytest.raises(ValueError, match="group 1 is no public prompt; there are 1"):
+        PromptSet(("a",), ("b", "c"), ("x", "y"), (0, 1))
+
+
+TOY = PromptSet(("a", "b"), ("a1", "a2", "b1"), ("", "n", ""), (0, 0, 1))
+
+
+def toy_similarity():
+    matrix = np.arange(25.0).reshape(5, 5) / 25
+    matrix = (matrix + matrix.T) / 2
+    np.fill_diagonal(matrix, 1.0)
+    return matrix
+
+
+def test_joint_prompts_put_public_ones_first():
+    assert TOY.joint == ("a", "b", "a1", "a2", "b1")
+    assert TOY.joint_negative == ("", "", "", "n", "")
+    assert TOY.boundaries == [2, 4]
+
+
+def test_candidates_are_ranked_by_similarity_to_the_rest_of_their_group():
+    matrix = toy_similarity()
+    table = public_candidates(TOY, matrix)
+    first = table[table["group"] == 0].set_index("prompt")
+    assert set(first.index) == {0, 2, 3}
+    assert first.loc[0, "mean"] == pytest.approx((matrix[0, 2] + matrix[0, 3]) / 2)
+    assert first.loc[2, "least"] == pytest.approx(matrix[2, 3])  # never compared with itself
+    assert table.groupby("group")["mean"].apply(lambda x: x.is_monotonic_decreasing).all()
+
+
+def test_pairs_are_ordered_and_never_of_one_prompt():
+    pairs = pair_table(TOY, toy_similarity())
+    assert len(pairs) == 20
+    assert (pairs["public"] != pairs["personal"]).all()
+    kinds = pairs.set_index(["public", "personal"])["kind"]
+    assert kinds[0, 3] == "same group"
+    assert kinds[4, 3] == "different groups"
+    table = pairs_by_bin(pairs)
+    assert table["measured"].sum() == 20
+    assert table.loc[[0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "published"].tolist() == [32, 94, 90, 86, 114, 40, 6]

@@ -7,11 +7,11 @@ import nbformat
 import pytest
 
 from hybridlib import reproduce
-from hybridlib.parameters import STUDIES, Parameters
+from hybridlib.parameters import STUDIES, SamplingParameters
 from hybridlib.paths import ROOT
 
 
-class Nothing(Parameters):
+class Nothing(SamplingParameters):
     notebook = "00_nothing"
 
 

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
-from hybridlib import grids, study
+from hybridlib import grids, results, study
+from hybridlib.files import read_image, read_table, write_image, write_table
+from hybridlib.parameters import AlignmentParameters
 from hybridlib.prompts import PromptSet
-from hybridlib.study import Settings, generate, read_image
+from hybridlib.study import Settings, generate
 from hybridlib.trajectory import Trajectory
 
 SETTINGS = Settings(num_inference_steps=6, image_size=32, batch_size=16, max_sequence_length=8)
@@ -100,39 +107,160 @@ def test_repeated_paths_are_refused(tiny, tmp_path):
 
 WORKER = """
 import sys
-sys.path.insert(0, {tests!r})
 from pathlib import Path
-from factories import random_sd3
-from test_study import SETTINGS, small_table
-from hybridlib.study import generate
-generate(small_table(seeds=range(1, 9)), random_sd3(), Path(sys.argv[1]), SETTINGS, progress=False)
+from hybridlib import grids, models, study
+from hybridlib.metrics.alignment import ClipAlignment
+from hybridlib.metrics.fidelity import Brisque
+from hybridlib.parameters import AlignmentParameters
+from hybridlib.paths import ROOT
+from hybridlib.prompts import PromptSet
+
+p = AlignmentParameters.from_yaml(ROOT / "params" / "smoke" / "02_alignment.yaml")
+table = grids.sim_sweep(
+    PromptSet.load(p.prompts), p.personal_prompts, p.public_scales, p.seeds, p.common_steps
+)
+metrics = [ClipAlignment.load(p.clip_model), Brisque.load("shipped")]
+study.run(table, models.load(p.model), Path(sys.argv[1]), p, metrics)
 """
 
 
 @pytest.mark.slow
 def test_killed_runs_finish_with_identical_bytes(tmp_path):
-    code = WORKER.format(tests=str(Path(__file__).parent))
+    """The smoke profile of study 02, killed at three moments: images, table and provenance come out the same."""
 
     def start(folder):
-        return subprocess.Popen([sys.executable, "-c", code, str(folder)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        return subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], env=environment)
 
-    assert start(tmp_path / "whole").wait() == 0
-    images = len(snapshot(tmp_path / "whole"))
-    for share in (0.2, 0.6):  # kill once this share of the images is there
-        process = start(tmp_path / "killed")
-        while process.poll() is None and len(snapshot_names(tmp_path / "killed")) < share * images:
+    def files(folder):
+        return [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+    number = len(files(whole))
+    for moment in sorted(random.Random(0).uniform(0.05, 0.98) for _ in range(3)):
+        process = start(killed)
+        while process.poll() is None and len(files(killed)) < moment * number:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert len(snapshot_names(tmp_path / "killed")) < images
-    for path in (tmp_path / "killed").rglob("*.png"):
+    assert len(files(killed)) < number
+    for path in killed.rglob("*.png"):
         read_image(path)  # raises on a half-written file
-    assert start(tmp_path / "killed").wait() == 0
-    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
+    assert start(killed).wait() == 0
+    assert snapshot(killed) == snapshot(whole)
+    for name in ("scores.parquet", "scores.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert read_table(whole / "scores.parquet")["clip"].notna().all()
 
 
-def snapshot_names(folder: Path) -> list[Path]:
-    return list(folder.rglob("*.png"))
+class Brightness:
+    """A metric one can check by hand."""
+
+    name, identity = "brightness", "mean of 8-bit values"
+
+    def __init__(self):
+        self.calls = 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        return np.array([np.asarray(image).mean() + len(prompt) for image, prompt in zip(images, prompts, strict=True)])
+
+
+def test_scores_are_one_tidy_row_an_image(tiny, tmp_path):
+    table, metric = small_table(), Brightness()
+    generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    scores = study.score(table, tmp_path, [metric], progress=False)
+    for row in scores.itertuples():
+        assert row.brightness == pytest.approx(np.asarray(read_image(tmp_path / row.path)).mean() + len(row.prompt))
+    assert "trajectory" not in scores
+    written = read_table(tmp_path / "scores.parquet", ("brightness", "common_step"))
+    pd.testing.assert_frame_equal(written, scores)
+    assert written.attrs["metrics"] == {"brightness": "mean of 8-bit values"}
+
+
+def test_only_what_changed_is_scored_again(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "IMAGES_PER_CHUNK", 8)
+    table, metric = small_table().query("common_step == 3"), Brightness()  # at 0 the public scale changes nothing
+    generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    first = study.score(table, tmp_path, [metric], progress=False)
+    chunks = metric.calls
+    assert chunks == -(-len(table) // 8)
+    study.score(table, tmp_path, [metric], progress=False)
+    assert metric.calls == chunks
+    write_image(Image.new("RGB", (32, 32), "white"), tmp_path / table["path"].iloc[9])
+    again = study.score(table, tmp_path, [metric], progress=False)
+    assert metric.calls == chunks + 1
+    assert (again["brightness"] != first["brightness"]).sum() == 1
+
+
+def test_missing_tables_and_columns_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no table .*run the study that writes it first"):
+        read_table(tmp_path / "nothing.parquet")
+    write_table(pd.DataFrame({"a": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="lacks the column 'b'"):
+        read_table(tmp_path / "a.parquet", ("a", "b"))
+
+
+def test_provenance_says_what_made_a_table(tiny):
+    record = study.provenance(tiny, AlignmentParameters(), [Brightness()])
+    assert record["parameters"]["public_scales"] == [1.0, 3.0, 7.0]
+    assert record["metrics"] == {"brightness": "mean of 8-bit values"}
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    json.dumps(record)
+
+
+def test_similarity_study_is_the_published_grid():
+    prompts = PromptSet.load("miniature")
+    grid = grids.similarity_study(prompts, grids.PUBLISHED_VARIANTS, (1, 2), range(28))
+    assert len(grid) == 54_208
+    names = grid["path"].str.rsplit("/", n=1).str[-1]
+    assert names.nunique() == 13_552
+    assert "Public21_Personal0_CommonStep27.png" in set(names)
+    row = grid.set_index("path").loc["wSIM_wNPI/seed2/Public0_Personal21_CommonStep9.png"]
+    public, personal = row["trajectory"].segments
+    assert (public.prompt, public.stop, public.guidance_scale) == (prompts.public[0], 9, 2.0)
+    assert (personal.prompt, personal.guidance_scale) == (prompts.personal[19], 8.0)
+    assert personal.negative_prompt == prompts.negative[19]
+    own = grid.set_index("path").loc["wSIM_wNPI/seed1/Public5_Personal1_CommonStep3.png", "trajectory"].segments[1]
+    assert own.negative_prompt == ""  # public prompts have no negative
+
+
+def test_anchored_study_is_the_published_grid():
+    grid = grids.anchored_study(PromptSet.load("miniature"), grids.LATER_VARIANTS, (1, 2, 3), range(28))
+    assert len(grid) == 70_560
+    names = set(grid["path"].str.rsplit("/", n=1).str[-1])
+    assert {"PAnchor0_POther19_CommonStep27_Seed3.png", "Public1_Personal19_CommonStep0_Seed1.png"} <= names
+    assert "PAnchor3_POther3_CommonStep0_Seed1.png" not in names
+
+
+def test_factorial_variants_are_all_eight():
+    settings = set(grids.FACTORIAL_VARIANTS.values())
+    assert settings == {grids.Variant(a, b, c) for a in (2.0, 7.0) for b in (7.0, 8.0) for c in (False, True)}
+
+
+def test_prompt_outside_the_set_is_refused():
+    with pytest.raises(ValueError, match=r"personal prompt index 22 lies outside 0\.\.21"):
+        grids.similarity_study(PromptSet.load("miniature"), grids.PUBLISHED_VARIANTS, (1,), (3,), (0, 22))
+    with pytest.raises(ValueError, match="common_step must lie in"):
+        grids.similarity_study(PromptSet.load("miniature"), grids.PUBLISHED_VARIANTS, (1,), (29,), (0, 1))
+
+
+def test_results_are_taken_over_with_their_provenance(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    with pytest.raises(ValueError, match="run the study that writes it first"):
+        results.take_over("toy", "02_alignment")
+    row = {"path": "a.png", "common_step": 3, "public_scale": 1.0, "personal": 0, "seed": 1, "npi": True, "clip": 0.5}
+    table = pd.DataFrame([row])
+    table.attrs["metrics"] = {"clip": "which"}
+    write_table(table, tmp_path / "outputs" / "toy" / "sim_sweep" / "alignment.parquet")
+    (tmp_path / "outputs" / "toy" / "sim_sweep" / "alignment.json").write_text("{}")
+    results.take_over("toy", "02_alignment")
+    taken = results.load("02_alignment")
+    assert list(taken) == ["common_step", "public_scale", "personal", "seed", "npi", "clip"]
+    assert taken.attrs == {"metrics": {"clip": "which"}, "profile": "toy"}
+    assert (tmp_path / "results" / "02_alignment.json").read_text() == "{}"
 
 
 def test_cost_table_and_pictures(tiny, tmp_path):

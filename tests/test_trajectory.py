@@ -100,5 +100,8 @@ def test_counts_of_the_published_similarity_study():
     assert Tree(without).steps == 175_252
 
 
-def test_counts_of_the_published_sim_and_npi_grids():
-    assert grids.published_cost_check(PromptSet.load("miniature"))["agrees"].all()
+@pytest.mark.parametrize("study", ["SIM", "NPI", "similarity", "anchored"])
+def test_counts_of_the_published_grids(study):
+    check = grids.published_cost_check(PromptSet.load("miniature"), [study])
+    assert len(check) >= 2
+    assert check["agrees"].all()

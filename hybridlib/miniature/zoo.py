@@ -10,9 +10,9 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from ..files import write_atomically
 from ..models import load
 from ..paths import MODELS, OUTPUTS
-from ..study import write_atomically
 from . import clip, diffusion, vae
 from .judge import Judge, accuracy, arrangement_correct, objects_correct
 from .judge import train as train_judge

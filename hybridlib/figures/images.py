@@ -1,4 +1,4 @@
-"""The house plot style and the recurring plots. Each function takes results and returns the figure."""
+"""Images side by side: grids and filmstrips."""
 
 from __future__ import annotations
 
@@ -9,40 +9,12 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+
+from .style import PERSONAL, PUBLIC, finished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
-
-INK = "#22262b"
-PUBLIC, PERSONAL = "#3b76af", "#d5752d"  # the two phases, wherever they appear
-
-
-def use_house_style() -> None:
-    """Set seaborn and matplotlib defaults for every figure of the project."""
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        palette="colorblind",
-        rc={
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titleweight": "bold",
-            "axes.titlesize": 10.5,
-            "axes.labelsize": 9.5,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.edgecolor": "#9aa1a9",
-            "xtick.labelsize": 8.5,
-            "ytick.labelsize": 8.5,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "figure.dpi": 96,
-            "savefig.bbox": "tight",
-            "figure.constrained_layout.use": True,
-        },
-    )
 
 
 def image_grid(
@@ -79,10 +51,7 @@ def image_grid(
         figure.supxlabel(column_axis, fontsize=9)
     if row_axis:
         figure.supylabel(row_axis, fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11, fontweight="bold")
-    plt.close(figure)  # the notebook shows what is returned, once
-    return figure
+    return finished(figure, title)
 
 
 def filmstrip(
@@ -107,21 +76,4 @@ def filmstrip(
     figure.legend(
         handles, ["public prompt", "own prompt"], loc="outside lower right", ncols=2, frameon=False, fontsize=8.5
     )
-    return figure
-
-
-def cost_bars(costs: dict[str, tuple[float, float]], title: str = "") -> Figure:
-    """Denoiser evaluations per set: what the published scripts spend against what the tree needs."""
-    figure, ax = plt.subplots(figsize=(6.2, 0.62 * len(costs) + 1.1))
-    for row, (published, tree) in enumerate(costs.values()):
-        ax.barh(row, published, height=0.62, color="#d9dde1")
-        ax.barh(row, tree, height=0.34, color=PUBLIC)
-        ax.annotate(
-            f"{tree / published:.0%}", (tree, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
-        )
-    ax.set(yticks=range(len(costs)), yticklabels=list(costs), xlabel="denoiser evaluations (NFE)", title=title)
-    ax.invert_yaxis()
-    handles = [Rectangle((0, 0), 1, 1, color=c) for c in ("#d9dde1", PUBLIC)]
-    ax.legend(handles, ["published scripts", "denoising tree"], frameon=False, fontsize=8.5, loc="lower right")
-    plt.close(figure)
     return figure

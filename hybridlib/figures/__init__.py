@@ -1,0 +1,27 @@
+"""The house plot style and the recurring plots. Each function takes results and returns the figure."""
+
+from .charts import cost_bars, interval_lines
+from .images import filmstrip, image_grid
+from .quality import (
+    fit_parameters,
+    fitted_curves,
+    public_candidates,
+    quality_contours,
+    similarity_histogram,
+    similarity_matrix,
+)
+from .style import use_house_style
+
+__all__ = [
+    "cost_bars",
+    "filmstrip",
+    "fit_parameters",
+    "fitted_curves",
+    "image_grid",
+    "interval_lines",
+    "public_candidates",
+    "quality_contours",
+    "similarity_histogram",
+    "similarity_matrix",
+    "use_house_style",
+]

@@ -1,0 +1,171 @@
+"""Figures of the quality studies: prompt similarity, fitted curves, the quality surface."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.lines import Line2D
+
+from ..fits import sigmoid
+from .style import PERSONAL, PUBLIC, SIMILARITY_COLOURS, VARIANT_COLOURS, finished
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from ..planning import QualitySurface
+
+
+def similarity_matrix(matrix: np.ndarray, names: Sequence[str], boundaries: Sequence[int], title: str = "") -> Figure:
+    """A heat map of prompt similarity, with lines between groups of prompts."""
+    figure, ax = plt.subplots(figsize=(8.6, 6.4))
+    sns.heatmap(
+        matrix,
+        ax=ax,
+        cmap=SIMILARITY_COLOURS,
+        vmax=1.0,
+        annot=len(matrix) <= 24,
+        fmt=".2f",
+        annot_kws={"size": 5.5},
+        square=True,
+        linewidths=0.3,
+        yticklabels=[textwrap.shorten(name, 42, placeholder=" …") for name in names],
+        xticklabels=range(len(names)),
+        cbar_kws={"label": "cosine of sentence embeddings", "shrink": 0.7},
+    )
+    for boundary in boundaries:
+        ax.axhline(boundary, color="white", linewidth=2.5)
+        ax.axvline(boundary, color="white", linewidth=2.5)
+    ax.tick_params(length=0, labelsize=7)
+    ax.set_xlabel("prompt")
+    ax.set_title(title)
+    return finished(figure)
+
+
+def similarity_histogram(pairs: pd.DataFrame, title: str = "") -> Figure:
+    """Ordered pairs of prompts by similarity, same group on top of different groups."""
+    figure, ax = plt.subplots(figsize=(7.2, 3.0))
+    sns.histplot(
+        pairs,
+        x="similarity",
+        hue="kind",
+        hue_order=["same group", "different groups"],
+        palette=[PUBLIC, "#c9ced4"],
+        multiple="stack",
+        binrange=(0, 1),
+        binwidth=0.05,
+        alpha=1.0,
+        ax=ax,
+    )
+    ax.set(xlabel="cosine of sentence embeddings", ylabel="ordered pairs")
+    sns.move_legend(ax, "upper left", frameon=False, title=None)
+    return finished(figure, title)
+
+
+def public_candidates(candidates: pd.DataFrame, title: str = "") -> Figure:
+    """Mean (dot) to least (tick) similarity of every candidate for a group's public prompt, best first."""
+    groups = [rows for _, rows in candidates.groupby("group")]
+    figure, axes = plt.subplots(1, len(groups), figsize=(5.2 * len(groups), 3.6), sharex=True, squeeze=False)
+    for ax, rows in zip(axes[0], groups, strict=True):
+        places = range(len(rows))
+        colours = [PUBLIC if role == "public" else PERSONAL for role in rows["role"]]
+        ax.hlines(places, rows["least"], rows["mean"], color=colours, linewidth=1.6)
+        ax.scatter(rows["mean"], places, color=colours, s=28, zorder=2)
+        ax.scatter(rows["least"], places, color=colours, marker="|", s=46)
+        texts = [textwrap.shorten(text, 38, placeholder=" …") for text in rows["text"]]
+        ax.set(yticks=places, yticklabels=texts, xlabel="similarity to the group: least, mean")
+        ax.tick_params(axis="y", labelsize=7, length=0)
+        ax.invert_yaxis()
+    handles = [Line2D([], [], color=c, marker="o", linewidth=1.6) for c in (PUBLIC, PERSONAL)]
+    figure.legend(
+        handles,
+        ["written public prompt", "personal prompt"],
+        loc="outside lower right",
+        ncols=2,
+        frameon=False,
+        fontsize=8.5,
+    )
+    return finished(figure, title)
+
+
+def fitted_curves(
+    curves: pd.DataFrame,
+    fits: pd.DataFrame,
+    panel_names: dict[str, str],
+    ylabel: str,
+    title: str = "",
+) -> Figure:
+    """Mean scores by similarity with intervals (where the table has `low` and `high`) and their fitted sigmoids."""
+    variants = [v for v in panel_names if v in set(curves["variant"])]
+    figure, axes = plt.subplots(1, len(variants), figsize=(4.5 * len(variants) + 0.9, 3.7), sharey=True, squeeze=False)
+    similarities = sorted(curves["similarity"].unique())
+    colours = dict(zip(similarities, sns.color_palette(SIMILARITY_COLOURS, len(similarities)), strict=True))
+    for ax, variant in zip(axes[0], variants, strict=True):
+        for similarity in similarities:
+            points = curves[(curves["variant"] == variant) & (curves["similarity"] == similarity)]
+            fit = fits[(fits["variant"] == variant) & (fits["similarity"] == similarity)]
+            if points.empty or fit.empty:
+                continue
+            colour = colours[similarity]
+            ax.plot(
+                points["common_step"], points["score"], "o", color=colour, markersize=2.8, label=f"{similarity:.1f}"
+            )
+            if "low" in points:
+                ax.fill_between(
+                    points["common_step"], points["low"], points["high"], color=colour, alpha=0.13, linewidth=0
+                )
+            s = np.linspace(0, points["common_step"].max(), 200)
+            ax.plot(s, sigmoid(s, *fit[["L", "k", "x0", "C"]].to_numpy(float)[0]), color=colour, linewidth=1.4)
+        ax.set(xlabel="common step", title=panel_names[variant])
+    axes[0][0].set_ylabel(ylabel)
+    handles, names = max((ax.get_legend_handles_labels() for ax in axes[0]), key=lambda pair: len(pair[1]))
+    figure.legend(handles, names, title="similarity", loc="outside right center", frameon=False, fontsize=8.5)
+    return finished(figure, title)
+
+
+def fit_parameters(fits: dict[str, pd.DataFrame], names: dict[str, str], title: str = "") -> Figure:
+    """The four sigmoid parameters against similarity, with standard errors, for several tables of fits."""
+    figure, axes = plt.subplots(1, 4, figsize=(12.4, 3.1))
+    meanings = {"L": "L, range", "C": "C, floor", "x0": "x0, inflection (steps)", "k": "k, steepness (1/step)"}
+    for (source, table), style, filled in zip(fits.items(), ("-", "--", ":"), (True, False, False), strict=False):
+        for colour, (variant, name) in zip(VARIANT_COLOURS, names.items(), strict=False):
+            rows = table[(table["variant"] == variant) & table["identified"]]
+            for ax, parameter in zip(axes, meanings, strict=True):
+                ax.errorbar(
+                    rows["similarity"],
+                    rows[parameter],
+                    rows[f"se_{parameter}"],
+                    fmt="o" + style,
+                    color=colour,
+                    markersize=4,
+                    linewidth=1.2,
+                    markerfacecolor=colour if filled else "white",
+                    label=f"{name}, {source}",
+                )
+    for ax, meaning in zip(axes, meanings.values(), strict=True):
+        ax.set(xlabel="similarity", title=meaning)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return finished(figure, title)
+
+
+def quality_contours(surfaces: dict[str, QualitySurface], share: float, label: str, title: str = "") -> Figure:
+    """Quality over common step and similarity; the thick line is the latest step that keeps `share`, with interval."""
+    figure, axes = plt.subplots(1, len(surfaces), figsize=(4.6 * len(surfaces) + 0.8, 3.6), squeeze=False, sharey=True)
+    for ax, (name, surface) in zip(axes[0], surfaces.items(), strict=True):
+        s = np.linspace(0, surface.last_step, 120)
+        m = np.linspace(*surface.similarity_range, 60)
+        quality = surface(s[None, :], m[:, None])
+        filled = ax.contourf(s, m, quality, levels=np.linspace(0, 1.05, 22), cmap="mako", extend="both")
+        best, low, high = surface.latest_step(m, share)
+        ax.fill_betweenx(m, low, high, color="white", alpha=0.35, linewidth=0)
+        ax.plot(best, m, color="white", linewidth=2.4)
+        ax.set(xlabel="common step", title=name)
+    axes[0][0].set_ylabel("similarity of public and personal prompt")
+    figure.colorbar(filled, ax=axes[0].tolist(), label=label, shrink=0.9)
+    return finished(figure, title)

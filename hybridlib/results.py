@@ -1,0 +1,74 @@
+"""Tables of full runs that ship with the project, to stand beside a thinned run.
+
+`python -m hybridlib.results --profile miniature-full` takes over the tables of a finished profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from .files import read_table, write_atomically, write_table
+from .paths import OUTPUTS, RESULTS
+
+# study -> its table in outputs/<profile>/, and the columns worth keeping
+TABLES = {
+    "02_alignment": ("sim_sweep/alignment", ["common_step", "public_scale", "personal", "seed", "npi", "clip"]),
+    "03_fidelity": ("sim_sweep/fidelity", ["common_step", "public_scale", "personal", "seed", "npi", "brisque"]),
+    "05_image_quality": (
+        "05_image_quality/scores",
+        ["variant", "public", "personal", "common_step", "seed", "similarity", "clip"],
+    ),
+    "05_factorial": (
+        "05_image_quality/factorial/scores",
+        ["public", "personal", "common_step", "seed", "public_scale", "personal_scale", "npi", "clip"],
+    ),
+}
+
+
+def load(study: str) -> pd.DataFrame:
+    """The shipped table of a study's full run on the miniature models; `attrs` name its profile and metrics.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    return read_table(RESULTS / f"{study}.parquet")
+
+
+def take_over(profile: str, study: str) -> Path:
+    """Copy the wanted columns of a finished study to `data/results`, its provenance beside it.
+
+    Raises:
+        ValueError: if the study has not run under this profile.
+    """
+    name, columns = TABLES[study]
+    source = OUTPUTS / profile / f"{name}.parquet"
+    table = read_table(source, tuple(columns))[columns]
+    table.attrs["profile"] = profile
+    whole = table.select_dtypes("int64").columns
+    table = table.astype(dict.fromkeys(whole, "int16"))
+    write_table(table, RESULTS / f"{study}.parquet")
+    write_atomically(RESULTS / f"{study}.json", source.with_suffix(".json").read_bytes())
+    return RESULTS / f"{study}.parquet"
+
+
+def main() -> int:
+    """Exit status 0, or 1 if a study's table is missing."""
+    parser = argparse.ArgumentParser(prog="python -m hybridlib.results", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="miniature-full", help="a finished profile (default: miniature-full)")
+    parser.add_argument("--studies", nargs="*", default=list(TABLES), choices=list(TABLES), help="all by default")
+    arguments = parser.parse_args()
+    try:
+        for study in arguments.studies:
+            print(f"wrote {take_over(arguments.profile, study)}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
