@@ -13,6 +13,7 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusion3PipelineOutput
 from torch import Tensor
 
+from .codecs import Codec, DecimalRounding, MinMax
 from .denoisers import SD3Denoiser
 from .sampler import decode, prepared_scheduler, rows_of, walk
 from .trajectory import Cost, Segment, Trajectory, Tree, check_common_step
@@ -52,6 +53,7 @@ class _Plan(NamedTuple):
     trajectories: list[Trajectory]
     latents: Tensor  # one row per distinct seed of the trajectories
     keep_step: int | None = None  # where a public run leaves its handover
+    last_codec: Codec | None = None  # that the final latents pass
 
 
 class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
@@ -78,6 +80,10 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         common_step: int | Sequence[int] | None = None,
         public_guidance_scale: float | None = None,
         prompt_unchanged: bool | None = None,
+        compress_at_step: int | None = None,
+        codec: Codec | None = None,
+        compress_scale: float | None = None,
+        compression_rate: float | None = None,
         get_intermediate_result: bool = False,
         batch_size: int = 64,
         **kwargs: Any,
@@ -95,6 +101,13 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
             prompt_unchanged: the published two-call form. True: run `prompt` as the public one and keep its latents
                 after `common_step` updates in this object. False: skip to `common_step`, start from the kept latents
                 and finish under `prompt`.
+            compress_at_step: index i of an update, 0..num_inference_steps - 1: right after it, with i + 1 updates made,
+                the latents pass a codec, here and there as if they had crossed a link (the public handover at
+                `common_step` happens *before* that update: i corresponds to common_step i + 1).
+            codec: what they pass; or one of the published strengths instead:
+            compress_scale: a of the first version, y = round(a x) / a (default there 100). The published "ratio" r is
+                passed as a = 1 / r, so a ratio of 1 is the coarsest setting, not the lossless one.
+            compression_rate: c in [0, 1) of the second version: round(16 (1 - c)) bits between minimum and maximum.
             get_intermediate_result: also decode the images after every executed step.
             batch_size: most denoiser evaluations in one forward.
 
@@ -102,7 +115,8 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
             ValueError: before any denoising, when arguments contradict each other or are out of range.
         """
         hybrid = (public_prompt, common_step, public_guidance_scale, prompt_unchanged)
-        if all(value is None for value in hybrid) and not get_intermediate_result:
+        link = _link_codec(compress_at_step, codec, compress_scale, compression_rate)
+        if all(value is None for value in (*hybrid, link)) and not get_intermediate_result:
             return super().__call__(*args, **kwargs)
         stock = _STOCK.bind(self, *args, **kwargs)
         stock.apply_defaults()
@@ -115,6 +129,8 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
             raise ValueError("a public phase needs common_step, the number of updates that it lasts")
         self._check_stock_arguments(call)
         plan = self._plan(call, public_prompt, common_step, public_guidance_scale, prompt_unchanged)
+        if link is not None:
+            plan = _compressed(plan, compress_at_step or 0, link, call["num_inference_steps"])
         output = self._run(plan, call, batch_size, get_intermediate_result)
         self.maybe_free_model_hooks()
         return output if call["return_dict"] else (output.images,)
@@ -235,6 +251,8 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
                 bar.update(front.nfe)
                 if self.interrupt:
                     break
+        if plan.last_codec is not None:
+            latents = plan.last_codec.quantise(latents)
         images = self._finish(latents[rows_of(rows)], call["output_type"])
         return HybridPipelineOutput(images, tree.cost, filmstrip if intermediate else None)
 
@@ -253,3 +271,28 @@ def _per_user(name: str, value: Any, users: int) -> list[Any]:
     if len(value) != users:
         raise ValueError(f"{name} must be one value or one per prompt ({users}), got {len(value)}")
     return list(value)
+
+
+def _link_codec(step: int | None, codec: Codec | None, scale: float | None, rate: float | None) -> Codec | None:
+    """The one codec that the arguments name, or None."""
+    given = {"codec": codec, "compress_scale": scale, "compression_rate": rate}
+    named = [name for name, value in given.items() if value is not None]
+    if step is None:
+        if named:
+            raise ValueError(f"{named[0]} needs compress_at_step, the update after which to compress")
+        return None
+    if len(named) > 1:
+        raise ValueError(f"{named[0]} and {named[1]} name two codecs: pass one of them")
+    if rate is not None:
+        return MinMax.from_rate(rate)
+    return codec if codec is not None else DecimalRounding(100.0 if scale is None else scale)
+
+
+def _compressed(plan: _Plan, step: int, codec: Codec, num_inference_steps: int) -> _Plan:
+    """The same plan with latents that pass `codec` right after update `step`."""
+    first = plan.trajectories[0].start if plan.trajectories else num_inference_steps
+    if not first <= step < num_inference_steps:
+        raise ValueError(f"compress_at_step must lie in {first}..{num_inference_steps - 1}, got {step}")
+    if step == num_inference_steps - 1:
+        return plan._replace(last_codec=codec)
+    return plan._replace(trajectories=[t.with_codec(step + 1, codec) for t in plan.trajectories])

@@ -32,13 +32,19 @@ class Front:
     nfe: int  # denoiser evaluations of this step
 
 
-def walk(tree: Tree, denoiser: Denoiser, scheduler: Any, latents: Tensor) -> Iterator[Front]:
+def walk(
+    tree: Tree, denoiser: Denoiser, scheduler: Any, latents: Tensor, noise_from_seeds: bool = False
+) -> Iterator[Front]:
     """Denoise every edge of the tree once, yielding the front after each step.
+
+    Where an edge has a codec, its row goes on from what the codec makes of the latents.
 
     Args:
         latents: (roots, channels, height, width) at noise level `sigmas[tree.start]`, one row per root of the tree.
         scheduler: a diffusers scheduler with its timesteps set. Its solver history belongs to the rows: where a row
             forks, so does its history.
+        noise_from_seeds: whether the latents began as `initial_noise` of the trajectories' seeds, so that a codec may
+            rely on the receiver knowing it.
     """
     scheduler.set_begin_index(tree.start)
     for updates, level in enumerate(tree.levels, start=tree.start + 1):
@@ -46,6 +52,11 @@ def walk(tree: Tree, denoiser: Denoiser, scheduler: Any, latents: Tensor) -> Ite
         if len(level) != len(latents) or not torch.equal(parents, torch.arange(len(latents))):
             latents = latents[parents]
             write_history(scheduler, {name: rows[parents] for name, rows in read_history(scheduler).items()})
+        if any(edge.codec for edge in level):
+            from .codecs import quantise
+
+            seeds = [tree.seed_of(edge) for edge in level] if noise_from_seeds else None
+            latents = quantise(latents, [edge.codec for edge in level], seeds)
         timestep = scheduler.timesteps[updates - 1]
         output = denoiser(latents, timestep, [edge.conditioning for edge in level])
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
@@ -212,7 +223,7 @@ def sample(
         samples.kept[tree.start] = Kept(latents, rows_of(tree.roots), read_history(scheduler))
     with progress_bar(tree.cost.tree, "denoise", progress is True) as own_bar:
         bar = progress if isinstance(progress, tqdm) else own_bar
-        for front in walk(tree, denoiser, scheduler, latents):
+        for front in walk(tree, denoiser, scheduler, latents, noise_from_seeds=True):
             if front.updates in wanted:
                 samples.kept[front.updates] = Kept(front.latents, rows_of(front.members), read_history(scheduler))
             bar.update(front.nfe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .trajectory import Segment, Trajectory
+from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -75,11 +75,7 @@ class DenoiseState:
         history: dict[str, Tensor],
     ) -> DenoiseState:
         """The state of one row of a walk over `trajectory` after `step` updates (`step` > its start)."""
-        segments = tuple(
-            Segment(s.prompt, s.start, min(s.stop, step), s.guidance_scale, s.negative_prompt)
-            for s in trajectory.segments
-            if s.start < step
-        )
+        segments = tuple(replace(s, stop=min(s.stop, step)) for s in trajectory.segments if s.start < step)
         if not segments:
             raise ValueError(f"a state needs at least one update after step {trajectory.start}, got step {step}")
         counters = {
@@ -129,7 +125,7 @@ class DenoiseState:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         metadata = {
             "step": self.step,
-            "past": asdict(self.past),
+            "past": self.past.as_json(),
             "model": self.model,
             "versions": self.versions,
         }
@@ -156,13 +152,12 @@ class DenoiseState:
         if _checksum(header["state"], tensors) != header["sha256"]:
             raise ValueError(f"{source} was altered after it was written: its checksum does not match")
         state = json.loads(header["state"])
-        past = Trajectory(state["past"]["seed"], tuple(Segment(**s) for s in state["past"]["segments"]))
         return DenoiseState(
             latents=tensors.pop("latents"),
             sigmas=tensors.pop("sigmas"),
             history={name.removeprefix("history."): tensor for name, tensor in tensors.items()},
             step=state["step"],
-            past=past,
+            past=Trajectory.from_json(state["past"]),
             model=state["model"],
             versions=state["versions"],
         )

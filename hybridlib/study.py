@@ -7,7 +7,6 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,7 +94,7 @@ def generate(
     seconds = 0.0
     with progress_bar(cost.tree, "generate", progress) as bar:
         for shard, tree in zip(shards, trees, strict=True):
-            rows = [[path, asdict(t)] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
+            rows = [[path, t.as_json()] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
             ledger = folder / ".ledger" / f"{digest(context, rows)}.json"
             done = _finished_seconds(ledger, folder)
             if done is None:

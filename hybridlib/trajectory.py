@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from numbers import Integral
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .codecs import Codec
 
 
 class Conditioning(NamedTuple):
@@ -32,7 +35,8 @@ class Segment:
     """Denoising steps `start` up to, not including, `stop` under one prompt.
 
     A guidance scale of 1 or less means no guidance: one evaluation a step, the negative prompt is ignored, and 0 and
-    1 are the same thing, as in diffusers.
+    1 are the same thing, as in diffusers. Where the latents cross a link to get here, `codec` says how they are coded:
+    they are what it decodes when the segment begins.
 
     Raises:
         ValueError: if not 0 <= start < stop, or if the scale is negative or not finite.
@@ -43,6 +47,7 @@ class Segment:
     stop: int
     guidance_scale: float = 7.0
     negative_prompt: str = ""
+    codec: Codec | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
@@ -94,10 +99,48 @@ class Trajectory:
         """Denoiser evaluations when this trajectory runs alone."""
         return sum(s.conditioning.nfe * (s.stop - s.start) for s in self.segments)
 
-    def conditionings(self) -> Iterator[Conditioning]:
-        """The conditioning of every step from `start` to `stop`."""
+    def moves(self) -> Iterator[tuple[Conditioning, Codec | None]]:
+        """The conditioning of every step from `start` to `stop`, and the codec that the latents pass before it."""
         for segment in self.segments:
-            yield from [segment.conditioning] * (segment.stop - segment.start)
+            yield segment.conditioning, segment.codec
+            yield from [(segment.conditioning, None)] * (segment.stop - segment.start - 1)
+
+    def with_codec(self, step: int, codec: Codec) -> Trajectory:
+        """The same trajectory whose latents pass `codec` after `step` updates, at noise level sigmas[step].
+
+        Raises:
+            ValueError: unless start <= step < stop.
+        """
+        if not self.start <= step < self.stop:
+            raise ValueError(f"latents can pass a codec after {self.start}..{self.stop - 1} updates, got {step}")
+        segments = []
+        for segment in self.segments:
+            if segment.start < step < segment.stop:
+                segments += [replace(segment, stop=step), replace(segment, start=step, codec=codec)]
+            else:
+                segments.append(replace(segment, codec=codec) if segment.start == step else segment)
+        return Trajectory(self.seed, tuple(segments))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values that say all of it, for ledgers and metadata; `from_json` reads them."""
+        segments = []
+        for segment in self.segments:
+            values = {f.name: getattr(segment, f.name) for f in fields(segment) if f.name != "codec"}
+            segments.append(values | ({"codec": segment.codec.specification} if segment.codec else {}))
+        return {"seed": self.seed, "segments": segments}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Trajectory:
+        """Inverse of `as_json`."""
+        segments = []
+        for entry in values["segments"]:
+            codec = entry.pop("codec", None)
+            if codec:
+                from .codecs import parse
+
+                entry["codec"] = parse(codec)
+            segments.append(Segment(**entry))
+        return Trajectory(values["seed"], tuple(segments))
 
     @staticmethod
     def plain(
@@ -149,6 +192,7 @@ class Edge(NamedTuple):
     parent: int
     conditioning: Conditioning
     members: tuple[int, ...]
+    codec: Codec | None = None  # that the parent's latents pass first
 
 
 class Cost(NamedTuple):
@@ -178,6 +222,7 @@ class Tree:
         for index, trajectory in enumerate(trajectories):
             by_seed.setdefault(trajectory.seed, []).append(index)
         self.seeds = tuple(by_seed)
+        self._seed_of = [trajectory.seed for trajectory in trajectories]
         self.roots = tuple(tuple(members) for members in by_seed.values())
         self.levels = self._grow(trajectories)
         self.cost = Cost(
@@ -185,21 +230,28 @@ class Tree:
             one_at_a_time=sum(t.nfe for t in trajectories),
         )
 
+    def seed_of(self, edge: Edge) -> int:
+        """The seed that all trajectories of an edge share."""
+        return self._seed_of[edge.members[0]]
+
     @property
     def steps(self) -> int:
         """Denoising steps of the whole tree, guided or not."""
         return sum(len(level) for level in self.levels)
 
     def _grow(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[Edge, ...], ...]:
-        paths = [list(t.conditionings()) for t in trajectories]
+        paths = [list(t.moves()) for t in trajectories]
         rows, levels = self.roots, []
         for step in range(self.stop - self.start):
             level = []
             for parent, members in enumerate(rows):
-                forks: dict[Conditioning, list[int]] = {}
+                forks: dict[tuple[Conditioning, Codec | None], list[int]] = {}
                 for index in members:
                     forks.setdefault(paths[index][step], []).append(index)
-                level += [Edge(parent, conditioning, tuple(indices)) for conditioning, indices in forks.items()]
+                level += [
+                    Edge(parent, conditioning, tuple(indices), codec)
+                    for (conditioning, codec), indices in forks.items()
+                ]
             levels.append(tuple(level))
             rows = tuple(edge.members for edge in level)
         return tuple(levels)

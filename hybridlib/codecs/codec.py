@@ -22,6 +22,11 @@ class Codec(Protocol):
     seeds: seed of each row's initial noise, which the receiver can draw too. A codec may use it, or ignore it.
     """
 
+    @property
+    def specification(self) -> str:
+        """Name and parameters in one word, such as "decimal:4.0,range"; `parse` makes the codec of it again."""
+        ...
+
     def encode(self, latents: Tensor, seeds: Seeds = None) -> list[bytes]:
         """One message a row, decodable on its own."""
         ...
