@@ -262,7 +262,7 @@ def cheapest(rates: pd.DataFrame, quality: str, floor: float) -> pd.DataFrame:
         rates: one row per image: step, family, codec, message_bytes and the quality's column.
 
     Returns:
-        One row per step that has such a setting: step, family, codec, message_bytes, and the quality, means over images.
+        One row per step that has such a setting: step, family, codec, and the means of message_bytes and quality.
     """
     means = rates.groupby(["step", "family", "codec"], as_index=False)[["message_bytes", quality]].mean()
     enough = means[means[quality] >= floor]
