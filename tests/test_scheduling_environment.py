@@ -123,7 +123,11 @@ def test_load_is_set(load):
         ("servers", 0, "servers must be a whole number at least 1, got 0"),
         ("servers", 2.5, "servers must be a whole number at least 1, got 2.5"),
         ("slots", 1, "slots must be a whole number at least 2, got 1"),
-        ("capacity_gcycles_s", (0, 50), r"capacity_gcycles_s must be two whole numbers with 0 < low <= high, got \(0, 50"),
+        (
+            "capacity_gcycles_s",
+            (0, 50),
+            r"capacity_gcycles_s must be two whole numbers with 0 < low <= high, got \(0, 50",
+        ),
         ("rate_mbit_s", (500, 400), r"rate_mbit_s .* got \(500, 400\)"),
         ("density_gcycles", (0.1, float("nan")), "density_gcycles must be two finite numbers .* nan"),
         ("slot_s", 0.0, "slot_s must be finite and above 0, got 0.0"),

@@ -97,7 +97,9 @@ def test_levelling_fills_the_emptiest_servers():
 
 def brute_force(model, arrivals, reorder=False):
     """Least mean delay of one episode over all assignments, and over all orders of each slot if wanted."""
-    sizes = [[arrivals.size[0, t, b, :m].tolist() for b, m in enumerate(row)] for t, row in enumerate(arrivals.count[0])]
+    sizes = [
+        [arrivals.size[0, t, b, :m].tolist() for b, m in enumerate(row)] for t, row in enumerate(arrivals.count[0])
+    ]
     system = [values.tolist() for values in (model.capacity, model.rate, model.work, model.result)]
     tasks = [[(b, n) for b in range(len(slot)) for n in range(len(slot[b]))] for slot in sizes[:-1]]
     flat = [(t, *task) for t, slot in enumerate(tasks) for task in slot]

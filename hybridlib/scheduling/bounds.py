@@ -153,9 +153,7 @@ def _program(model: Model, window: list[View], time_limit_s: float) -> tuple[lis
     for k, (s, b, n) in enumerate(tasks):
         upload = np.where(np.arange(servers) == b, 0.0, window[s].size[0, b, n] / model.rate)
         cost[k * servers : (k + 1) * servers] = upload + model.work[n] / capacity + model.result[n] / model.rate
-    one_each = coo_array(
-        (np.ones(w_at), (np.repeat(np.arange(count), servers), np.arange(w_at))), shape=(count, size)
-    )
+    one_each = coo_array((np.ones(w_at), (np.repeat(np.arange(count), servers), np.arange(w_at))), shape=(count, size))
     at = [(r, column, value) for r, (terms, _) in enumerate(rows) for column, value in terms.items()]
     r, column, value = (np.array(part) for part in zip(*at, strict=True))
     inequalities = coo_array((value, (r, column)), shape=(len(rows), size))

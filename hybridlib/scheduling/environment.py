@@ -296,9 +296,7 @@ class Environment:
     def view(self, slot: int | None = None) -> View:
         """This slot as it starts; with `slot`, the arrivals of another one beside the present backlog."""
         t = self.slot if slot is None else slot
-        return View(
-            self.model, t, self.arrivals.size[:, t], self._present[:, t], self.backlog, self._before
-        )
+        return View(self.model, t, self.arrivals.size[:, t], self._present[:, t], self.backlog, self._before)
 
     def step(self, actions: ArrayLike, priority: Floats | None = None) -> Floats:
         """Serve the slot; returns the delay of each task in seconds, shape (E, B, N), 0 where there is no task.
@@ -310,9 +308,7 @@ class Environment:
             raise ValueError(f"the episode ended after {self.slots} slots, call reset() first")
         present = self._present[:, self.slot]
         server = self._checked(actions, present)
-        delay, placed = serve(
-            self.model, self.arrivals.size[:, self.slot], present, self.backlog, server, priority
-        )
+        delay, placed = serve(self.model, self.arrivals.size[:, self.slot], present, self.backlog, server, priority)
         drained = self.backlog + placed - self.model.capacity * self.model.config.slot_s
         self.backlog = np.maximum(drained, 0.0)
         self._before = self._before + self.arrivals.count[:, self.slot].sum(axis=1)

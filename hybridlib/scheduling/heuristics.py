@@ -221,4 +221,3 @@ def _assign(base: Floats, work: Floats, capacity: Floats) -> tuple[Ints, Ints]:
         if depth >= tasks or place.max() < depth - 1:
             return server, place
         depth = min(tasks, 2 * depth)
-
