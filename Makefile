@@ -15,7 +15,7 @@ env: $(VENV)/.installed  ## .venv with the project and its pinned dependencies
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) -m pip install --quiet --editable '.[dev,rl]'
 	@touch $@
 
 reproduce: env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
@@ -40,6 +40,7 @@ notebooks: env  ## execute the committed notebooks in place with their smoke def
 
 bench: env  ## the tree against stock diffusers, one call an image
 	$(RUN) benchmarks/study01.py
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/scheduling.py
 
 clean:  ## remove the environment and all outputs
 	rm -rf $(VENV) outputs

@@ -91,7 +91,7 @@ def script_agents(learner):
 
 @pytest.mark.parametrize("aliased", [True, False])
 def test_lad_equals_the_script_one_task_at_a_time(aliased, monkeypatch):
-    """Same weights, same numbers: 14 slots over two episodes, learning from about the fifth on, to rounding in float64."""
+    """Same weights and numbers: 14 slots of two episodes, learning from about the fifth on, to rounding in float64."""
     monkeypatch.setattr(training, "SeededDraws", SharedDraws)
     model = Model.draw(BUSY)
     settings = LadSettings(warmup=20, batch_size=16, aliased_memory=aliased)

@@ -153,8 +153,8 @@ def test_bounds_are_exact_where_the_relaxation_is():
 
 @pytest.mark.parametrize("load", [0.3, 0.9, 1.24])
 def test_bound_below_every_rule_at_published_size(load):
-    model = Model.draw(MecConfig().at_load(load))
-    arrivals = first_episodes(PUBLISHED, 2)
+    config = MecConfig(slots=20).at_load(load)
+    model, arrivals = Model.draw(config), Arrivals.draw(config, [0])
     bound = lower_bound(model, arrivals)
     for name, rule in heuristics.YARDSTICKS.items():
         if name != "slot assignment":

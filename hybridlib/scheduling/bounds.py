@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from .environment import Arrivals, Environment, Floats, Ints, Model, View
@@ -108,7 +108,8 @@ def rolling_horizon(model: Model, arrivals: Arrivals, horizon: int, time_limit_s
         raise ValueError(f"rolling_horizon plans one episode, got {len(arrivals.count)}")
     environment = Environment(model, arrivals)
     actions: list[Ints] = []
-    total, optimal, planned = 0.0, True, []
+    total, optimal = 0.0, True
+    planned: list[Ints] = []
     for t in range(environment.slots):
         if not planned:
             window = [environment.view(s) for s in range(t, min(t + horizon, environment.slots))]
@@ -132,7 +133,7 @@ def _program(model: Model, window: list[View], time_limit_s: float) -> tuple[lis
     count, slots = len(tasks), len(window)
     w_at, l_at = count * servers, count * (servers + 1)
     size = l_at + (slots + 1) * servers
-    cost, integral, upper = np.zeros(size), np.zeros(size), np.full(size, np.inf)
+    cost, integral, upper = np.zeros(size), np.zeros(size, np.int64), np.full(size, np.inf)
     upper[:w_at], integral[:w_at], cost[w_at:l_at] = 1, 1, 1
     lower = np.zeros(size)
     lower[l_at : l_at + servers] = upper[l_at : l_at + servers] = window[0].backlog[0]
@@ -160,7 +161,7 @@ def _program(model: Model, window: list[View], time_limit_s: float) -> tuple[lis
     solution = milp(
         cost,
         integrality=integral,
-        bounds=(lower, upper),
+        bounds=Bounds(lower, upper),
         constraints=[
             LinearConstraint(one_each.tocsr(), 1, 1),
             LinearConstraint(inequalities.tocsr(), np.array([bound for _, bound in rows]), np.inf),

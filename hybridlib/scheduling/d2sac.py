@@ -1,4 +1,4 @@
-"""D2SAC-TS: diffusion policies that start from noise instead of a memory, in the two readings of the published baseline.
+"""D2SAC-TS: diffusion policies that start from noise instead of a memory, in two readings of the published baseline.
 
 The DEdgeAI repository compares with D2SAC but does not hold it; it points to AGOD and claims the same setup. Variant A
 is LAD-TS started from N(0, I): a pure ablation of the memory. Variant B is AGOD's network and losses in the same
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .diffusion import DiffusionActor
 from .lad import LadSettings, LadTs
-from .networks import Stack, StackedAdam, track
+from .networks import Stack, track
 from .sac import SacSettings, SacTs
 from .training import Settings
 
@@ -60,7 +60,11 @@ class D2sacB(SacTs):
 
     name = "D2SAC-B"
     settings_type: ClassVar[type[Settings]] = D2sacBSettings
-    activation = staticmethod(functional.mish)
+
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        """Between the layers of the critics."""
+        return functional.mish(x)
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)

@@ -84,12 +84,13 @@ class MecConfig:
 
 
 def _whole(name: str, value: Any, low: int, high: int | None) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < low or (high is not None and value > high):
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (whole and low <= value and (high is None or value <= high)):
         allowed = f"at least {low}" if high is None else f"in {low}..{high}"
         raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
 
 
-def _ordered(name: str, value: Any, kind: type, words: str) -> None:
+def _ordered(name: str, value: Any, kind: Any, words: str) -> None:
     pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, kind) for v in value)
     if not (pair and all(math.isfinite(v) for v in value) and 0 < value[0] <= value[1]):
         raise ValueError(f"{name} must be {words} with 0 < low <= high, got {value!r}")
@@ -373,9 +374,9 @@ class Result(NamedTuple):
         """Mean delay over the tasks of each episode, the published metric, shape (E,)."""
         return self.delay_s.sum(axis=(1, 2, 3)) / self.present.sum(axis=(1, 2, 3))
 
-    def percentile_s(self, q: ArrayLike) -> Floats:
+    def percentile_s(self, q: float | Sequence[float]) -> Floats:
         """Percentiles of the delay over all tasks of all episodes."""
-        return np.percentile(self.delay_s[self.present], q)
+        return np.asarray(np.percentile(self.delay_s[self.present], q))
 
 
 def simulate(model: Model, policy: Policy, arrivals: Arrivals, seed: int = 0) -> Result:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -91,7 +92,7 @@ class Stack:
 def mlp_stack(widths: Sequence[int], draws: Draws, copies: int = 1) -> Stack:
     """Fully connected layers with biases: tensors W1, b1, W2, b2, ... of shapes (out, in) and (out, 1)."""
     shapes, fan_in = [], []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         shapes += [(b, a), (b, 1)]
         fan_in += [a, a]
     return Stack(shapes, fan_in, draws, copies)

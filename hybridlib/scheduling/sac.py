@@ -5,7 +5,7 @@ Source: the public DEdgeAI repository (2025 state); expectations over actions ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,7 +36,11 @@ class SacTs(Learner):
 
     name = "SAC-TS"
     settings_type: ClassVar[type[Settings]] = SacSettings
-    activation: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(torch.relu)  # between layers of the critics
+
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        """Between the layers of the critics."""
+        return torch.relu(x)
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
