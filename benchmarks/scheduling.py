@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hybridlib.scheduling.environment import Arrivals, Environment, MecConfig, Model, simulate
+from hybridlib.scheduling.environment import Arrivals, Environment, Model, simulate
 from hybridlib.scheduling.lad import LadTs
 from hybridlib.scheduling.training import common_arrivals
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from reference import lad_script, mec_loop  # noqa: E402 - the slow side lives with the tests
+from reference import lad_script, mec_loop
 
 WARM_SLOTS = 16  # every agent holds more than 300 transitions by then, and has made steps
 OUR_SLOTS = 8  # a round

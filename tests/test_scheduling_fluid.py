@@ -61,7 +61,7 @@ def test_it_learns_and_beats_its_start_and_every_yardstick_of_its_information():
     model, arrivals = Model.draw(), Arrivals.draw(MecConfig(), range(2), seed=11)
     scheduler = FluidScheduler(model, sharpness=60.0)
     before = simulate(model, scheduler.policy(), arrivals).mean_s.mean()
-    course = scheduler.fit(12, batch=2, learning_rate=0.15)
+    course = scheduler.fit(30, batch=1, learning_rate=0.1)
     after = simulate(model, scheduler.policy(), arrivals).mean_s
     assert np.isfinite(course).all()
     assert after.mean() < before
@@ -91,12 +91,12 @@ def test_spreading_keeps_the_probabilities():
     policy = FluidScheduler(model, sharpness=2.0).policy()
     size = np.full((1, 3, 4), 3.0)
     counts = np.zeros((3, 4, 3))
-    for slot in range(2000):
+    for slot in range(500):
         view = View(model, slot, size, size > 0, np.zeros((1, 3)), np.zeros(1, int))
         counts += np.eye(3)[policy(view, np.random.default_rng(0))[0]]
     wanted = FluidScheduler(model, sharpness=2.0).logits(torch.zeros(1, 3, dtype=torch.float64)).softmax(2)[0]
-    # A golden-ratio sequence of 2000 points has a discrepancy below 0.2 %.
-    np.testing.assert_allclose(counts / 2000, np.broadcast_to(wanted.detach(), (3, 4, 3)), atol=0.004)
+    # A golden-ratio sequence of 500 points has a discrepancy below 1 %.
+    np.testing.assert_allclose(counts / 500, np.broadcast_to(wanted.detach(), (3, 4, 3)), atol=0.01)
 
 
 def test_saved_and_loaded_and_refused(tmp_path):
