@@ -10,6 +10,7 @@ prompts      prompt sets
 grids        the published grids as tables of trajectories
 study        tables to images on disk, shard by shard, resumable
 figures      the house style and the recurring plots
+scheduling   edge servers and image tasks: environment, yardsticks, bounds, learners
 miniature    captioned scenes and the recipes of the shipped models
 """
 

@@ -7,6 +7,7 @@ import pytest
 from reference import mec_loop
 
 from hybridlib.scheduling.environment import Arrivals, Decision, Environment, MecConfig, Model, simulate
+from hybridlib.scheduling.training import published_arrivals
 
 SMALL = MecConfig(servers=3, max_tasks=4, slots=6, capacity_gcycles_s=(2, 5))
 
@@ -58,6 +59,19 @@ def test_golden_draws():
 def test_golden_task_counts():
     assert Arrivals.published(MecConfig(), 3).tasks.tolist() == [30287, 29869, 30427]
     assert Arrivals.published(MecConfig(), 3, after_latents=True).tasks.tolist() == [30411, 30413, 30083]
+
+
+def test_published_stream_for_training_can_go_back():
+    config = MecConfig(3, 4, 6)
+    whole, of = (
+        Arrivals.published(config, 4, after_latents=True),
+        published_arrivals(config, (7, 8), after_latents=True),
+    )
+    for episode in (0, 3, 1, 2):
+        batch = of(episode)
+        assert batch.count.shape[0] == 2
+        for row in range(2):
+            assert np.array_equal(batch.size[row], whole.size[episode])
 
 
 def test_draws_and_arrivals_equal_the_published_loop():

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -205,22 +206,33 @@ class Arrivals:
             after_latents: the stream of the LAD-TS script, which draws its latent memory first; otherwise that of the
                 Opt-TS and SAC-TS scripts.
         """
-        stream = np.random.RandomState(config.task_seed)
-        stream.uniform(size=config.max_tasks)
-        if after_latents:
-            stream.normal(size=(config.slots, config.servers, config.max_tasks, config.servers))
-        shape = (episodes, config.slots, config.servers)
-        count, size = np.zeros(shape, np.int64), np.zeros((*shape, config.max_tasks))
-        for e, t in np.ndindex(episodes, config.slots):
-            count[e, t] = stream.randint(1, config.max_tasks + 1, config.servers, dtype=np.int64)
-            for b, m in enumerate(count[e, t]):
-                size[e, t, b, :m] = stream.uniform(*config.size_mbit, m)
-        return cls(count, size)
+        return cls.join(list(islice(published_stream(config, after_latents), episodes)))
+
+    @classmethod
+    def join(cls, batches: Sequence[Arrivals]) -> Arrivals:
+        """One batch of all their episodes."""
+        return cls(np.concatenate([a.count for a in batches]), np.concatenate([a.size for a in batches]))
 
     @property
     def tasks(self) -> Ints:
         """Tasks played in each episode, shape (E,): those of the last slot are not."""
         return self.count[:, :-1].sum(axis=(1, 2))
+
+
+def published_stream(config: MecConfig, after_latents: bool = False) -> Iterator[Arrivals]:
+    """The episodes of the published scripts, one at a time and without end; see `Arrivals.published`."""
+    stream = np.random.RandomState(config.task_seed)
+    stream.uniform(size=config.max_tasks)
+    if after_latents:
+        stream.normal(size=(config.slots, config.servers, config.max_tasks, config.servers))
+    while True:
+        count = np.zeros((1, config.slots, config.servers), np.int64)
+        size = np.zeros((*count.shape, config.max_tasks))
+        for t in range(config.slots):
+            count[0, t] = stream.randint(1, config.max_tasks + 1, config.servers, dtype=np.int64)
+            for b, m in enumerate(count[0, t]):
+                size[0, t, b, :m] = stream.uniform(*config.size_mbit, m)
+        yield Arrivals(count, size)
 
 
 class View(NamedTuple):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .environment import Arrivals, Environment, Floats, MecConfig, Model, View
+from .environment import Arrivals, Environment, Floats, MecConfig, Model, View, published_stream
 from .networks import SeededDraws
 from .replay import Replay
 
@@ -173,8 +174,23 @@ def common_arrivals(config: MecConfig, seeds: Sequence[int]) -> ArrivalsOf:
     """Episode e of each seed from the arrival generator of that seed: the same for every method."""
 
     def of(episode: int) -> Arrivals:
-        drawn = [Arrivals.draw(config, [episode], seed) for seed in seeds]
-        return Arrivals(np.concatenate([a.count for a in drawn]), np.concatenate([a.size for a in drawn]))
+        return Arrivals.join([Arrivals.draw(config, [episode], seed) for seed in seeds])
+
+    return of
+
+
+def published_arrivals(config: MecConfig, seeds: Sequence[int], after_latents: bool = False) -> ArrivalsOf:
+    """Episode e of the published stream (Q5), the same for all seeds; `after_latents` is that of the LAD-TS script."""
+    streams: list[Iterator[Arrivals]] = [published_stream(config, after_latents)]
+    drawn = 0
+
+    def of(episode: int) -> Arrivals:
+        nonlocal drawn
+        if episode < drawn:
+            streams[0], drawn = published_stream(config, after_latents), 0
+        arrivals = next(islice(streams[0], episode - drawn, None))
+        drawn = episode + 1
+        return Arrivals.join([arrivals] * len(seeds))
 
     return of
 
