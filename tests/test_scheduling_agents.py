@@ -381,15 +381,25 @@ def test_evaluation_changes_nothing_but_the_memory():
         assert torch.equal(tensor, learner.all_tensors()[name]), name
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
-def test_every_learner_finds_the_fast_server(learner):
+@pytest.mark.parametrize(
+    ("learner", "slots", "episodes", "rate"),
+    [
+        (SacTs, 16, 8, 1e-2),
+        (D2sacB, 16, 8, 1e-2),
+        (DqnTs, 16, 8, 1e-2),
+        # A softmax denoiser can favour a server only by suppressing the others, and learns slower.
+        pytest.param(LadTs, 30, 12, 3e-3, marks=pytest.mark.slow),
+        pytest.param(D2sacA, 30, 12, 3e-3, marks=pytest.mark.slow),
+    ],
+)
+def test_every_learner_finds_the_fast_server(learner, slots, episodes, rate):
     """Two servers, one ten times as fast as the other and never busy: solved by hand, everything goes there."""
-    config = MecConfig(2, 10, 16)
+    config = MecConfig(2, 10, slots)
     model = Model(config, np.array([50.0, 5.0]), np.full(2, 1e6), np.full(10, 2.0), np.full(10, 0.6))
-    rates = {"actor_rate": 1e-2} if issubclass(learner, SacTs) else {"rate": 1e-2}
+    rates = {"actor_rate": rate} if issubclass(learner, SacTs) else {"rate": rate}
     agents = learner(model, (0,), learner.settings_type(**QUICK | rates))
-    curve = training.train(agents, 8, progress=False).mean_s[:, 0]
-    assert curve[-2:].mean() < 0.6 * curve[0]
+    curve = training.train(agents, episodes, progress=False).mean_s[:, 0]
+    assert curve[-3:].mean() < 0.6 * curve[0]
 
 
 @pytest.mark.parametrize(

@@ -185,12 +185,12 @@ def test_bad_actions_are_refused():
 
 
 def test_a_million_decisions_per_second():
-    """The promise is 1,000,000 on one idle core; measured 3 to 5 million, so half of it holds on a busy one too."""
+    """Processor seconds, so that other work on the machine hardly counts; measured 3 to 5 million."""
     model, arrivals = Model.draw(), Arrivals.draw(MecConfig(), range(4))
     actions = random_actions(model, np.random.default_rng(0), 4)
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         simulate(model, lambda view, _: actions, arrivals)
-        seconds.append(time.perf_counter() - began)
-    assert arrivals.tasks.sum() / min(seconds) > 500_000
+        seconds.append(time.process_time() - began)
+    assert arrivals.tasks.sum() / min(seconds) > 1_000_000
