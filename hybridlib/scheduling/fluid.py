@@ -6,7 +6,7 @@ independent random choices of many agents add noise that the queues pay for. So 
 softmax(logits[w, j]), where the logits of task size w and server j start as a balanced size split (SITA-E) and change
 with the waiting times L / C through one small network a server. The expected queues under such a policy are
 differentiable, so it is fitted by plain gradient descent on the mean delay itself, on a fluid in which tasks are
-divisible: seconds instead of hundreds of episodes. It sees what an agent of LAD-TS sees, its task's size and work and
+divisible. It sees what an agent of LAD-TS sees, its task's size and work and
 the backlog at slot start; the capacities enter only the fit, as they enter LAD-TS through its rewards.
 """
 
