@@ -15,7 +15,7 @@ env: $(VENV)/.installed  ## .venv with the project and its pinned dependencies
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) -m pip install --quiet --editable '.[dev,rl]'
 	@touch $@
 
 reproduce: env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
@@ -41,9 +41,11 @@ notebooks: env  ## execute the committed notebooks in place with their smoke def
 results: env  ## take over the tables of a finished PROFILE=miniature-full into data/results
 	$(RUN) -m hybridlib.results --profile miniature-full
 
-bench: env  ## tree against stock diffusers, metrics in batches against one by one
+bench: env  ## both sides of every speed or size claim, in one run each
 	$(RUN) benchmarks/study01.py
 	$(RUN) benchmarks/metrics.py
+	$(RUN) benchmarks/codecs.py
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/scheduling.py
 
 clean:  ## remove the environment and all outputs
 	rm -rf $(VENV) outputs

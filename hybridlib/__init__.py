@@ -21,6 +21,7 @@ results      tables of full runs that ship with the project
 spreadsheets the published layouts, both ways
 compression  fits of image quality against step and strength
 figures      the house style and the recurring plots
+scheduling   edge servers and image tasks: environment, yardsticks, bounds, learners
 miniature    captioned scenes and the recipes of the shipped models
 """
 

@@ -1,0 +1,185 @@
+"""Our own scheduler: size-based splitting that answers to the backlog, fitted through a differentiable fluid model.
+
+The yardsticks teach three things. Splitting by size beats every rule that does not, since small tasks stop waiting
+behind large ones. In overload the split must be uneven: a few queues are let grow for the sake of the others. And
+independent random choices of many agents add noise that the queues pay for. So each agent draws its server from
+softmax(logits[w, j]), where the logits of task size w and server j start as a balanced size split (SITA-E) and change
+with the waiting times L / C through one small network a server. The expected queues under such a policy are
+differentiable, so it is fitted by plain gradient descent on the mean delay itself, on a fluid in which tasks are
+divisible. It sees what an agent of LAD-TS sees, its task's size and work and
+the backlog at slot start; the capacities enter only the fit, as they enter LAD-TS through its rewards.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .environment import Arrivals, Floats, Ints, Model, Policy, View
+
+FEATURES = 4
+
+
+class FluidScheduler:
+    """Logits of every task index and server as a function of the backlog, shared by all base stations.
+
+    Args:
+        width: hidden units of a server's network and rank of its influence on the logits.
+        sharpness: of the initial size split; 0 starts from capacity-proportional choice.
+        large_to_fast: which end of the sizes the fast servers start with.
+
+    Raises:
+        ValueError: if width is below 1 or sharpness negative.
+    """
+
+    def __init__(
+        self, model: Model, width: int = 8, sharpness: float = 12.0, large_to_fast: bool = True, seed: int = 0
+    ) -> None:
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        if not sharpness >= 0:
+            raise ValueError(f"sharpness must not be negative, got {sharpness}")
+        self.model, self.width = model, width
+        self.work, self.capacity = torch.tensor(model.work), torch.tensor(model.capacity)
+        generator = torch.Generator().manual_seed(seed)
+
+        def small(*shape: int) -> Tensor:
+            return (0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+
+        tasks, servers = len(model.work), len(model.capacity)
+        self.parameters = {
+            "split": torch.tensor(balanced_split(model, sharpness, large_to_fast)).requires_grad_(),
+            "task": small(tasks, width),
+            "inner": small(servers, FEATURES, width),
+            "bias": small(servers, 1, width),
+            "outer": torch.zeros(servers, width, width, dtype=torch.float64).requires_grad_(),
+        }
+
+    def logits(self, backlog: Tensor) -> Tensor:
+        """(E, N, B) from the backlog (E, B) in Gcycles."""
+        wait = backlog / self.capacity
+        level = (backlog.sum(1, keepdim=True) / self.capacity.sum()).expand_as(wait)
+        features = torch.stack([wait / 10, level / 10, torch.log1p(wait), torch.log1p(level)], dim=2)
+        p = self.parameters
+        hidden = torch.tanh(torch.einsum("ebf,bfh->ebh", features, p["inner"]) + p["bias"][:, 0])
+        return p["split"] + torch.einsum("ebh,bhk,nk->enb", hidden, p["outer"], p["task"])
+
+    def fluid_delay(self, counts: Tensor) -> Tensor:
+        """Mean delay (E,) if tasks were divisible; counts (E, T-1, N) of each task index in each slot.
+
+        On one server each pair of a slot's tasks meets in one order or the other, so a task finds on average half of
+        the slot's work before it. Links are left out: they hardly differ.
+        """
+        backlog = torch.zeros(len(counts), len(self.capacity), dtype=torch.float64)
+        total = torch.zeros(len(counts), dtype=torch.float64)
+        for t in range(counts.shape[1]):
+            share = self.logits(backlog).softmax(2) * counts[:, t, :, None]
+            placed = torch.einsum("enb,n->eb", share, self.work)
+            wait = (backlog + placed / 2) / self.capacity
+            own = torch.einsum("enb,n,b->e", share, self.work, 0.5 / self.capacity)
+            total = total + (share.sum(1) * wait).sum(1) + own
+            backlog = torch.relu(backlog + placed - self.capacity * self.model.config.slot_s)
+        return total / counts.sum((1, 2))
+
+    def fit(self, iterations: int = 300, batch: int = 4, learning_rate: float = 0.05, seed: int = 0) -> list[float]:
+        """Gradient descent (Adam, cosine to zero) on the fluid delay of fresh arrivals; returns its course."""
+        optimiser = torch.optim.Adam(self.parameters.values(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(iterations, 1))
+        course = []
+        for iteration in range(iterations):
+            counts = self._counts(range(iteration * batch, (iteration + 1) * batch), seed)
+            loss = self.fluid_delay(counts).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            course.append(loss.item())
+        return course
+
+    def _counts(self, episodes: range, seed: int) -> Tensor:
+        config = self.model.config
+        counts = []
+        for episode in episodes:
+            # Streams of their own: no episode on which a policy is measured is ever used for fitting.
+            generator = np.random.default_rng((seed, episode, 1))
+            m = generator.integers(1, config.max_tasks + 1, (config.slots - 1, config.servers, 1))
+            counts.append((np.arange(config.max_tasks) < m).sum(axis=1))
+        return torch.tensor(np.stack(counts), dtype=torch.float64)
+
+    def policy(self, spread: bool = True) -> Policy:
+        """The fitted scheduler as a policy.
+
+        Args:
+            spread: agents draw from a common low-discrepancy pattern over (slot, station, size) instead of each on
+                its own. The pattern knows nothing of the arrivals; it only keeps their choices from clumping.
+        """
+        rank = np.empty(len(self.model.work))
+        rank[np.argsort(self.model.work, kind="stable")] = np.arange(len(rank))
+
+        def act(view: View, generator: np.random.Generator) -> Ints:
+            with torch.no_grad():
+                edges = self.logits(torch.from_numpy(view.backlog)).softmax(2).cumsum(2).numpy()
+            if spread:
+                station = np.arange(view.size.shape[1])[:, None]
+                u = (station * 0.7548776662 + rank * 0.5698402910 + view.slot * 0.6180339887) % 1.0
+                uniforms = np.broadcast_to(u, view.size.shape)
+            else:
+                uniforms = generator.random(view.size.shape)
+            chosen = (uniforms[..., None] >= edges[:, None]).sum(axis=3)
+            return np.minimum(chosen, view.size.shape[1] - 1)
+
+        return act
+
+    def save(self, path: Path) -> None:
+        """Write the parameters (safetensors), replaced by rename."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        tensors = {name: value.detach().contiguous() for name, value in self.parameters.items()}
+        save_file(tensors, partial, metadata={"architecture": self._architecture})
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Read parameters.
+
+        Raises:
+            ValueError: if they are of a scheduler for another system.
+        """
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("architecture")
+            if found != self._architecture:
+                raise ValueError(f"{path} holds another scheduler: {found}, this one is {self._architecture}")
+            for name, value in self.parameters.items():
+                value.data.copy_(file.get_tensor(name))
+
+    @property
+    def _architecture(self) -> str:
+        shape = {"servers": len(self.capacity), "max_tasks": len(self.work), "width": self.width}
+        return json.dumps({"algorithm": "fluid", **shape})
+
+
+def balanced_split(model: Model, sharpness: float, large_to_fast: bool = True) -> Floats:
+    """Logits (N, B) of a soft SITA-E: tasks by size and servers by speed meet where equal shares of work lie."""
+    present = 1 - np.arange(len(model.work)) / len(model.work)
+
+    def middle(order: Ints, amount: Floats) -> Floats:
+        share = amount[order] / amount.sum()
+        place = np.empty(len(order))
+        place[order] = np.cumsum(share) - share / 2
+        return place
+
+    tasks = middle(np.argsort(model.work, kind="stable"), model.work * present)
+    speed = model.capacity if large_to_fast else -model.capacity
+    servers = middle(np.argsort(speed, kind="stable"), model.capacity)
+    return np.asarray(np.log(model.capacity) - sharpness * (tasks[:, None] - servers) ** 2)
+
+
+def counts_of(arrivals: Arrivals) -> Tensor:
+    """Tasks of each index in each played slot, (E, T-1, N), as `FluidScheduler.fluid_delay` takes them."""
+    n = np.arange(arrivals.size.shape[3])
+    return torch.tensor((n < arrivals.count[:, :-1, :, None]).sum(axis=2), dtype=torch.float64)
