@@ -89,7 +89,11 @@ def codec_grid(
     codecs: Mapping[str, Sequence[Codec]],
     num_inference_steps: int = 28,
 ) -> pd.DataFrame:
-    """Any codecs at any steps: `codecs` maps a family's name to its settings, from fine to coarse."""
+    """Any codecs at any steps: `codecs` maps a family's name to its settings.
+
+    Codecs that differ in their entropy stage only share an image, so paths repeat: make the images of
+    `table.drop_duplicates("path")`.
+    """
     rows = []
     for index, prompt in enumerate(prompts):
         for seed in seeds:
@@ -98,9 +102,9 @@ def codec_grid(
             for step in steps:
                 for family, settings in codecs.items():
                     for codec in settings:
-                        name = codec.specification.replace(":", "-").replace(",", "-")
+                        name = codec.quantiser.specification.replace(":", "-").replace(",", "-")
                         path = f"codecs/prompt{index}/step{step}_{name}_seed{seed}.png"
-                        row = _row(path, original, index, prompt, seed, num_inference_steps, step, codec)
+                        row = _row(path, original, index, prompt, seed, num_inference_steps, step, codec.quantiser)
                         rows.append(row | {"family": family, "codec": codec.specification})
     return pd.DataFrame(rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import ClassVar, Protocol, TypeVar
 
 import torch
@@ -25,6 +25,11 @@ class Codec(Protocol):
     @property
     def specification(self) -> str:
         """Name and parameters in one word, such as "decimal:4.0,range"; `parse` makes the codec of it again."""
+        ...
+
+    @property
+    def quantiser(self) -> Codec:
+        """A codec that gives the same latents: of those that differ in their entropy stage only, the same one."""
         ...
 
     def encode(self, latents: Tensor, seeds: Seeds = None) -> list[bytes]:
@@ -57,6 +62,12 @@ class RowCodec:
     def specification(self) -> str:
         """Name and parameters as they stand in the header, such as "decimal:4.0,range"; `parse` reads it."""
         return f"{self.name}:" + ",".join(str(getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+
+    @property
+    def quantiser(self) -> RowCodec:
+        """The same quantiser with the range coder; the codec itself where it has no other entropy stage."""
+        stages = [f for f in fields(self) if f.name == "entropy"]  # type: ignore[arg-type]
+        return replace(self, entropy="range") if stages else self  # type: ignore[type-var]
 
     def encode(self, latents: Tensor, seeds: Seeds = None) -> list[bytes]:
         """One message a row.
