@@ -2,6 +2,7 @@
 
 from .charts import cost_bars, interval_lines
 from .images import filmstrip, image_grid
+from .links import quality_surface, rate_distortion
 from .quality import (
     fit_parameters,
     fitted_curves,
@@ -21,6 +22,8 @@ __all__ = [
     "interval_lines",
     "public_candidates",
     "quality_contours",
+    "quality_surface",
+    "rate_distortion",
     "similarity_histogram",
     "similarity_matrix",
     "use_house_style",

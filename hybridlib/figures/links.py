@@ -1,0 +1,93 @@
+"""Figures of latents on a link: quality against rate, and the quality surface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from numpy.typing import NDArray
+
+from .style import INK, finished
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Surface = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+
+
+def rate_distortion(
+    rates: pd.DataFrame,
+    quality: str,
+    ylabel: str,
+    raw_bytes: int,
+    pictures: pd.DataFrame | None = None,
+    title: str = "",
+) -> Figure:
+    """Mean quality against mean bytes on the link, a panel for each step and a line for each codec family.
+
+    Args:
+        rates: one row per image: step, family, codec, message_bytes and `quality`.
+        raw_bytes: of the latents as 16-bit floats, drawn as a vertical line.
+        pictures: coded final images (columns format, bytes and `quality`), drawn as crosses.
+    """
+    steps, families = sorted(rates["step"].unique()), list(dict.fromkeys(rates["family"]))
+    means = rates.groupby(["step", "family", "codec"], as_index=False)[["message_bytes", quality]].mean()
+    figure, axes = plt.subplots(1, len(steps), figsize=(3.1 * len(steps) + 1.2, 3.5), sharey=True, squeeze=False)
+    colours = dict(zip(families, sns.color_palette("colorblind", len(families)), strict=True))
+    for ax, step in zip(axes[0], steps, strict=True):
+        for family in families:
+            line = means[(means["step"] == step) & (means["family"] == family)].sort_values("message_bytes")
+            ax.plot(line["message_bytes"], line[quality], "o-", color=colours[family], markersize=3.5, label=family)
+        ax.axvline(raw_bytes, color="#9aa1a9", linewidth=1, linestyle="--", label="fp16, uncoded")
+        if pictures is not None:
+            shown = pictures[np.isfinite(pictures[quality])]
+            ax.plot(shown["bytes"], shown[quality], "x", color=INK, markersize=5, label="final image, coded")
+        ax.set(xscale="log", xlabel="bytes on the link", title=f"after update {step}")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(lambda value, _: "")
+    axes[0][0].set_ylabel(ylabel)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8.5)
+    return finished(figure, title)
+
+
+def quality_surface(
+    cells: pd.DataFrame, models: Mapping[str, Surface], labels: Sequence[str], title: str = ""
+) -> Figure:
+    """Fitted surfaces over normalised step and ratio: in three dimensions with the cell means, and as contours.
+
+    Args:
+        cells: columns s, r (both normalised to 0..1) and q, one row per cell.
+        models: name -> function of (s, r).
+        labels: of the axes s, r and q.
+    """
+    s, r = np.meshgrid(np.linspace(0, 1, 50), np.linspace(0, 1, 50), indexing="ij")
+    figure = plt.figure(figsize=(4.2 * len(models), 7.0))
+    low, high = cells["q"].min(), cells["q"].max()
+    for column, (name, model) in enumerate(models.items(), start=1):
+        q = model(s, r)
+        ax = figure.add_subplot(2, len(models), column, projection="3d")
+        ax.plot_surface(s, r, q, cmap="mako", alpha=0.75, linewidth=0, vmin=low, vmax=high)
+        ax.scatter(cells["s"], cells["r"], cells["q"], s=6, color=INK)
+        ax.set(xlabel=labels[0], ylabel=labels[1], zlabel=labels[2], title=name)
+        ax.view_init(elev=22, azim=-55)
+        flat = figure.add_subplot(2, len(models), len(models) + column)
+        filled = flat.contourf(s, r, q, levels=np.linspace(low, high, 15), cmap="mako", extend="both")
+        flat.scatter(
+            cells["s"],
+            cells["r"],
+            c=cells["q"],
+            cmap="mako",
+            vmin=low,
+            vmax=high,
+            edgecolor="white",
+            s=26,
+            linewidth=0.7,
+        )
+        flat.set(xlabel=labels[0], ylabel=labels[1])
+    figure.colorbar(filled, ax=figure.axes[1::2], label=labels[2], shrink=0.8)
+    return finished(figure, title)
