@@ -207,7 +207,17 @@ class HiqmParameters(Parameters):
     quality_share: float = Field(0.95, gt=0, lt=1)
 
 
-STUDIES: dict[str, type[Parameters]] = {cls.notebook: cls for cls in (FiguresParameters,)}
+STUDIES: dict[str, type[Parameters]] = {
+    cls.notebook: cls
+    for cls in (
+        FiguresParameters,
+        AlignmentParameters,
+        FidelityParameters,
+        SimilarityParameters,
+        QualityParameters,
+        HiqmParameters,
+    )
+}
 
 
 def _as_list(value: int | list[int]) -> list[int]:

@@ -51,6 +51,30 @@ def test_one_sentence_names_file_key_and_rule(tmp_path, text, message):
     assert str(caught.value).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("02_alignment", "common_steps: [28]", "common_steps = 28: must be below num_inference_steps = 28"),
+        ("02_alignment", "seeds: []", "seeds = .*: list should have at least 1 item"),
+        (
+            "03_fidelity",
+            "brisque_weights: best",
+            "brisque_weights = 'best': input should be 'auto', 'piq' or 'shipped'",
+        ),
+        ("04_similarity", "prompts: nothing", "no prompt set 'nothing'"),
+        ("05_image_quality", "common_steps: [3, 6, 9, 12, 15]", "common_steps = .*: must contain 0"),
+        ("05_image_quality", "joint_prompts: [0, 22]", "joint_prompts = 22: the prompt set 'miniature' has 22 joint"),
+        ("05_image_quality", "anchored_prompts: [0, 20]", "anchored_prompts = 20: .* has 20 personal prompts"),
+        ("06_hiqm_fit", "quality_share: 1.0", "quality_share = 1.0: input should be less than 1"),
+    ],
+)
+def test_studies_refuse_what_they_cannot_run(tmp_path, name, text, message):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        STUDIES[name].from_yaml(path)
+
+
 def test_notebook_variables_are_checked_too():
     names = {"batch_size": -1, "unrelated": object()}
     with pytest.raises(ValueError, match="01_figures: batch_size = -1"):

@@ -129,11 +129,14 @@ def preprocess(images: Sequence[Image], model: Any, device: str = "cpu") -> Tens
     Resizing and cropping stay with PIL, image by image; the arithmetic of the transform's last two parts, scaling to
     [0, 1] and normalisation, is done for the batch.
     """
-    spatial = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False).transforms[:-2]
+    config = PreprocessCfg(**model.visual.preprocess_cfg)
+    spatial = image_transform_v2(config, is_train=False).transforms[:-2]
+    size = config.size if isinstance(config.size, tuple) else (config.size, config.size)
     arrays = []
     for image in images:
-        for part in spatial:
-            image = part(image)
+        if image.mode != "RGB" or image.size != (size[1], size[0]):  # else there is nothing to resize, crop or convert
+            for part in spatial:
+                image = part(image)
         arrays.append(np.asarray(image))
     pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(device).float() / 255
     mean, std = (pixels.new_tensor(model.visual.preprocess_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
