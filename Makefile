@@ -38,7 +38,7 @@ notebooks: env  ## execute the committed notebooks in place with their smoke def
 	TQDM_DISABLE=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(VENV)/bin/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
-results: env  ## take over the tables of a finished PROFILE=miniature-full into data/results
+results: env  ## take the tables of a finished miniature-full run into data/results
 	$(RUN) -m hybridlib.results --profile miniature-full
 
 bench: env  ## both sides of every speed or size claim, in one run each

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,18 +44,12 @@ def ratio_grid(
     number and is the coarsest setting. Published grid: one prompt, seeds 42..91, steps 2, 4, .., 24, nine ratios:
     5,400 images and 50 references. The published names hold no prompt, so each has a folder.
     """
-    codecs = {ratio: DecimalRounding.from_ratio(ratio) for ratio in ratios}
-    rows = []
-    for index, prompt in enumerate(prompts):
-        for seed in seeds:
-            original = f"v1/prompt{index}/original_seed{seed}.png"
-            rows.append(_row(original, original, index, prompt, seed, num_inference_steps))
-            for step in steps:
-                for ratio, codec in codecs.items():
-                    path = f"v1/prompt{index}/step{step}_ratio{ratio}_seed{seed}_compressed.png"
-                    row = _row(path, original, index, prompt, seed, num_inference_steps, step, codec)
-                    rows.append(row | {"ratio": ratio, "compress_scale": codec.scale})
-    return pd.DataFrame(rows)
+    settings = []
+    for ratio in ratios:
+        codec = DecimalRounding.from_ratio(ratio)
+        settings.append(_Setting(codec, str(ratio), {"ratio": ratio, "compress_scale": codec.scale}))
+    names = "v1/prompt{p}/original_seed{s}.png", "v1/prompt{p}/step{i}_ratio{label}_seed{s}_compressed.png"
+    return _grid(prompts, seeds, steps, settings, names, num_inference_steps)
 
 
 def rate_grid(
@@ -68,18 +63,12 @@ def rate_grid(
 
     Published grid: 10 prompts, seeds 42..46, steps 2, 4, .., 26, nine rates: 5,850 images and 50 references.
     """
-    rows = []
-    for index, prompt in enumerate(prompts):
-        for seed in seeds:
-            original = f"v2/orig_p{index}_seed{seed}.png"
-            rows.append(_row(original, original, index, prompt, seed, num_inference_steps))
-            for step in steps:
-                for rate in rates:
-                    codec = MinMax.from_rate(rate)
-                    path = f"v2/p{index}_step{step}_rate{int(100 * rate):03d}_seed{seed}_compressed.png"
-                    row = _row(path, original, index, prompt, seed, num_inference_steps, step, codec)
-                    rows.append(row | {"rate": rate, "bits": codec.bits})
-    return pd.DataFrame(rows)
+    settings = []
+    for rate in rates:
+        codec = MinMax.from_rate(rate)
+        settings.append(_Setting(codec, f"{int(100 * rate):03d}", {"rate": rate, "bits": codec.bits}))
+    names = "v2/orig_p{p}_seed{s}.png", "v2/p{p}_step{i}_rate{label}_seed{s}_compressed.png"
+    return _grid(prompts, seeds, steps, settings, names, num_inference_steps)
 
 
 def codec_grid(
@@ -94,18 +83,37 @@ def codec_grid(
     Codecs that differ in their entropy stage only share an image, so paths repeat: make the images of
     `table.drop_duplicates("path")`.
     """
+    settings = []
+    for family, codec in ((family, codec) for family, members in codecs.items() for codec in members):
+        label = codec.quantiser.specification.replace(":", "-").replace(",", "-")
+        settings.append(_Setting(codec.quantiser, label, {"family": family, "codec": codec.specification}))
+    names = "codecs/prompt{p}/original_seed{s}.png", "codecs/prompt{p}/step{i}_{label}_seed{s}.png"
+    return _grid(prompts, seeds, steps, settings, names, num_inference_steps)
+
+
+class _Setting(NamedTuple):
+    codec: Codec
+    label: str  # in file names
+    columns: dict[str, Any]
+
+
+def _grid(
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: Sequence[int],
+    settings: Sequence[_Setting],
+    names: tuple[str, str],
+    num_inference_steps: int,
+) -> pd.DataFrame:
+    """A reference for every prompt and seed, and its compressed versions; `names` are patterns of both paths."""
     rows = []
-    for index, prompt in enumerate(prompts):
-        for seed in seeds:
-            original = f"codecs/prompt{index}/original_seed{seed}.png"
-            rows.append(_row(original, original, index, prompt, seed, num_inference_steps))
-            for step in steps:
-                for family, settings in codecs.items():
-                    for codec in settings:
-                        name = codec.quantiser.specification.replace(":", "-").replace(",", "-")
-                        path = f"codecs/prompt{index}/step{step}_{name}_seed{seed}.png"
-                        row = _row(path, original, index, prompt, seed, num_inference_steps, step, codec.quantiser)
-                        rows.append(row | {"family": family, "codec": codec.specification})
+    for (p, prompt), seed in product(enumerate(prompts), seeds):
+        original = names[0].format(p=p, s=seed)
+        rows.append(_row(original, original, p, prompt, seed, num_inference_steps))
+        for step, setting in product(steps, settings):
+            path = names[1].format(p=p, s=seed, i=step, label=setting.label)
+            row = _row(path, original, p, prompt, seed, num_inference_steps, step, setting.codec)
+            rows.append(row | setting.columns)
     return pd.DataFrame(rows)
 
 

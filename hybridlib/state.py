@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .files import write_atomically
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -164,10 +165,7 @@ class DenoiseState:
 
     def save(self, path: Path | str) -> None:
         """Write to `path` by way of a temporary file, so that it is never half-written."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(self.to_bytes())
-        partial.replace(path)
+        write_atomically(Path(path), self.to_bytes())
 
     @staticmethod
     def load(path: Path | str) -> DenoiseState:

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from ..files import write_atomically
 from .environment import Arrivals, Floats, Ints, Model, Policy, View
 
 FEATURES = 4
@@ -138,11 +139,8 @@ class FluidScheduler:
 
     def save(self, path: Path) -> None:
         """Write the parameters (safetensors), replaced by rename."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         tensors = {name: value.detach().contiguous() for name, value in self.parameters.items()}
-        save_file(tensors, partial, metadata={"architecture": self._architecture})
-        partial.replace(path)
+        write_atomically(path, save(tensors, metadata={"architecture": self._architecture}))
 
     def load(self, path: Path) -> None:
         """Read parameters.
