@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hybridlib.scheduling.environment import Arrivals, Environment, Model, simulate
+from hybridlib.scheduling.environment import Environment, simulate
 from hybridlib.scheduling.lad import LadTs
+from hybridlib.scheduling.system import Arrivals, Model
 from hybridlib.scheduling.training import common_arrivals
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

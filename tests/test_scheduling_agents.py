@@ -12,11 +12,12 @@ from hybridlib.scheduling import training
 from hybridlib.scheduling.d2sac import D2sacA, D2sacB, D2sacBSettings
 from hybridlib.scheduling.diffusion import DiffusionActor, Schedule, embedding
 from hybridlib.scheduling.dqn import DqnSettings, DqnTs
-from hybridlib.scheduling.environment import Arrivals, Environment, MecConfig, Model
+from hybridlib.scheduling.environment import Environment
 from hybridlib.scheduling.lad import LadSettings, LadTs
 from hybridlib.scheduling.networks import SeededDraws, StackedAdam, choose
 from hybridlib.scheduling.replay import Replay
 from hybridlib.scheduling.sac import SacSettings, SacTs
+from hybridlib.scheduling.system import Arrivals, MecConfig, Model
 
 LEARNERS = [LadTs, D2sacA, D2sacB, SacTs, DqnTs]
 BUSY = MecConfig(3, 10, 8, capacity_gcycles_s=(2, 5))

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hybridlib.scheduling.environment import Arrivals, MecConfig, Model, simulate
+from hybridlib.scheduling.environment import simulate
+from hybridlib.scheduling.system import Arrivals, MecConfig, Model
 
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("pettingzoo")

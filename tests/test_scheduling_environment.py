@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from reference import mec_loop
 
-from hybridlib.scheduling.environment import Arrivals, Decision, Environment, MecConfig, Model, simulate
+from hybridlib.scheduling.environment import Decision, Environment, simulate
+from hybridlib.scheduling.system import Arrivals, MecConfig, Model
 from hybridlib.scheduling.training import published_arrivals
 
 SMALL = MecConfig(servers=3, max_tasks=4, slots=6, capacity_gcycles_s=(2, 5))

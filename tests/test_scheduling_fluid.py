@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from hybridlib.scheduling.bounds import lower_bound
-from hybridlib.scheduling.environment import Arrivals, MecConfig, Model, View, simulate
+from hybridlib.scheduling.environment import View, simulate
 from hybridlib.scheduling.fluid import FluidScheduler, balanced_split, counts_of
 from hybridlib.scheduling.heuristics import YARDSTICKS
+from hybridlib.scheduling.system import Arrivals, MecConfig, Model
 
 SMALL = MecConfig(servers=3, max_tasks=4, slots=6, capacity_gcycles_s=(2, 5))
 

@@ -8,7 +8,8 @@ from reference import mec_loop
 
 from hybridlib.scheduling import heuristics
 from hybridlib.scheduling.bounds import lower_bound, pooled_bound, rolling_horizon, slot_alone_bound
-from hybridlib.scheduling.environment import Arrivals, MecConfig, Model, View, simulate
+from hybridlib.scheduling.environment import View, simulate
+from hybridlib.scheduling.system import Arrivals, MecConfig, Model
 
 PUBLISHED = Arrivals.published(MecConfig(), 20)
 

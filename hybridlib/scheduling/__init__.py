@@ -1,6 +1,7 @@
 """Edge scheduling: which server generates which image, as published in LAD-TS (DEdgeAI), and how good that is.
 
-environment   the published MEC model, many episodes at once
+system        the published servers, links, tasks and arrivals
+environment   the slots they run through, many episodes at once
 heuristics    rules without learning
 bounds        what no policy can beat, and the optimum of small cases
 fluid         our own scheduler: a size split that answers to the backlog, fitted on a fluid

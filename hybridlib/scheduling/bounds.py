@@ -14,7 +14,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from .environment import Arrivals, Environment, Floats, Ints, Model, View
+from .environment import Environment, View
+from .system import Arrivals, Floats, Ints, Model
 
 
 def lower_bound(model: Model, arrivals: Arrivals) -> Floats:

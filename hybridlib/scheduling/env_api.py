@@ -21,7 +21,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
 
-from .environment import Arrivals, Environment, MecConfig, Model
+from .environment import Environment
+from .system import Arrivals, MecConfig, Model
 
 Observation = NDArray[np.float32]
 

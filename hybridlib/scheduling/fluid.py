@@ -22,7 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import write_atomically
-from .environment import Arrivals, Floats, Ints, Model, Policy, View
+from .environment import Policy, View
+from .system import Arrivals, Floats, Ints, Model
 
 FEATURES = 4
 

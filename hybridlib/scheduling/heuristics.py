@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .environment import Decision, Floats, Ints, Policy, View
+from .environment import Decision, Policy, View
+from .system import Floats, Ints
 
 PUBLISHED_LARGE_SERVERS = (0, 6, 8, 9, 12, 13, 15, 16, 18)
 

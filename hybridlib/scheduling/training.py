@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .environment import Arrivals, Environment, Floats, MecConfig, Model, View, published_stream
+from ..files import write_atomically
+from .environment import Environment, View
 from .networks import SeededDraws
 from .replay import Replay
+from .system import Arrivals, Floats, MecConfig, Model, published_stream
 
 CHECKPOINT_EVERY_S = 120.0
 
@@ -258,10 +260,8 @@ def save(learner: Learner, path: Path, delays: Sequence[Floats], seconds: float)
     """Write a checkpoint (safetensors), replaced by rename, never half-written."""
     tensors = {name: value.detach().clone() for name, value in learner.all_tensors().items()}
     tensors["delays"] = torch.tensor(np.array(delays).reshape(-1, len(learner.seeds)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"architecture": learner.architecture, "seconds": str(seconds)})
-    partial.replace(path)
+    metadata = {"architecture": learner.architecture, "seconds": str(seconds)}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
 def load(learner: Learner, path: Path) -> tuple[list[Floats], float]:
