@@ -9,6 +9,7 @@ Published v2: per bit depth, a parabola of the mean SSIM in the step index.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,16 @@ def exponential_surface(s: Floats, r: Floats, A: float, K1: float, K2: float, c:
     return A - np.exp(K1 * s + K2 * r + c)
 
 
+def surface(fit: Fit) -> Callable[[Floats, Floats], Floats]:
+    """A fitted sigmoid, exponential or quadratic as a function of normalised step s and ratio r, broadcast."""
+    p = fit.parameters
+    if fit.model == "sigmoid":
+        return lambda s, r: sigmoid_surface(s, r, *(p[name] for name in SIGMOID_START))
+    if fit.model == "exponential":
+        return lambda s, r: exponential_surface(s, r, *(p[name] for name in ("A", "K1", "K2", "c")))
+    return lambda s, r: sum(p[n] * f for n, f in _quadratic_terms(s, r).items())  # type: ignore[return-value]
+
+
 def fit_sigmoid(s: ArrayLike, r: ArrayLike, q: ArrayLike) -> Fit:
     """The published six-parameter sigmoid by bounded least squares from the published start.
 
@@ -129,7 +140,11 @@ def fit_exponential(s: ArrayLike, r: ArrayLike, q: ArrayLike) -> Fit:
 def fit_quadratic(s: ArrayLike, r: ArrayLike, q: ArrayLike) -> Fit:
     """The full quadratic, which can follow the decline of quality at late steps."""
     s, r, q = _columns(s, r, q)
-    return _linear("quadratic", {"1": np.ones_like(s), "s": s, "r": r, "s^2": s**2, "s*r": s * r, "r^2": r**2}, q)
+    return _linear("quadratic", _quadratic_terms(s, r), q)
+
+
+def _quadratic_terms(s: Floats, r: Floats) -> dict[str, Floats]:
+    return {"1": np.ones_like(s), "s": s, "r": r, "s^2": s**2, "s*r": s * r, "r^2": r**2}
 
 
 def fit_psnr(step_index: ArrayLike, quantisation_step: ArrayLike, psnr: ArrayLike) -> Fit:
@@ -159,9 +174,8 @@ def parabola(i: Floats, a: float, b: float, c: float) -> Floats:
     return a * i**2 + b * i + c
 
 
-def vertex(fit: Fit) -> tuple[float, float]:
+def vertex(a: float, b: float, c: float) -> tuple[float, float]:
     """Step index and value of a parabola's vertex."""
-    a, b, c = (fit.parameters[name] for name in "abc")
     return -b / (2 * a), c - b**2 / (4 * a)
 
 

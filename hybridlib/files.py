@@ -24,6 +24,11 @@ def write_atomically(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def write_image(image: Image, path: Path) -> str:
     """Write a PNG whole or not at all; returns the SHA-256 of its bytes."""
     buffer = BytesIO()

@@ -1,13 +1,8 @@
-"""Latents that cross a link: the published compression grids, what they do to the image, and how many bytes they are.
-
-A published strength is compared at its measured rate: the bytes that a codec really makes, header and side information
-included, never the name of the setting.
-"""
+"""Latents that cross a link: the published compression grids, and what they do to the final image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,15 +11,13 @@ import numpy as np
 import pandas as pd
 
 from .codecs import Codec, DecimalRounding, MinMax
-from .codecs.message import Message
-from .files import read_image, write_atomically, write_table
+from .files import checksum, digest, read_image, write_array, write_atomically, write_json, write_table
+from .study import Outcome, generate, provenance
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from .parameters import SamplingParameters
     from .pipelines import HybridStableDiffusion3Pipeline
-    from .study import Settings
 
 GUIDANCE_SCALE = 7.0  # of both published studies
 RATIOS = (0.25, 0.33, 0.4, 0.5, 0.66, 0.75, 0.8, 0.9, 1.0)
@@ -143,34 +136,71 @@ def _row(
     }
 
 
+def repeated(grid: pd.DataFrame) -> pd.DataFrame:
+    """The references of a grid once more, each compared with its first run: the noise floor of the measurement."""
+    references = grid[grid["path"] == grid["original"]]
+    return references.assign(path="repeat/" + references["path"])
+
+
 # ---- what it does to the image ---------------------------------------------------------------------------------------
 
 
-def distort(table: pd.DataFrame, folder: Path, name: str, chunk: int = 256) -> pd.DataFrame:
-    """PSNR (dB) and SSIM of every compressed image against its reference, in the published convention.
+def run(
+    table: pd.DataFrame,
+    pipeline: HybridStableDiffusion3Pipeline,
+    folder: Path,
+    parameters: SamplingParameters,
+    name: str,
+) -> tuple[pd.DataFrame, Outcome]:
+    """Images, distortion and provenance of a grid: `study.generate`, `distort`, then `<name>.json` beside the table."""
+    outcome = generate(table.drop_duplicates("path"), pipeline, folder, parameters.settings())
+    scores = distort(table, folder, name)
+    write_json(provenance(pipeline, parameters, []), folder / f"{name}.json")
+    return scores, outcome
 
-    Both on 8-bit BT.601 luma with scikit-image's definitions; the PSNR of identical images is infinite. Writes
-    `folder / <name>.parquet`.
+
+def distort(table: pd.DataFrame, folder: Path, name: str, chunk: int = 256, progress: bool = True) -> pd.DataFrame:
+    """PSNR (dB) and SSIM of every image against its reference, in the published convention.
+
+    Both on 8-bit BT.601 luma with scikit-image's definitions; the PSNR of identical images is infinite. Chunks are
+    remembered by image bytes, so a killed run goes on where it stopped. Writes `folder / <name>.parquet`.
 
     Returns:
-        The rows with a step, without trajectories, with columns psnr and ssim.
+        The rows that are no reference themselves, without trajectories, with columns psnr, ssim, and run (prompt and
+        seed, the unit to redraw in a bootstrap).
     """
-    from .metrics.distortion import psnr, ssim
+    from .sampler import progress_bar
 
-    rows = table[table["step"].notna()].drop(columns="trajectory").reset_index(drop=True)
-    scores: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": []}
-    for first in range(0, len(rows), chunk):
-        part = rows.iloc[first : first + chunk]
-        references = {path: read_image(folder / path) for path in part["original"].unique()}
-        images = [read_image(folder / path) for path in part["path"]]
-        originals = [references[path] for path in part["original"]]
-        scores["psnr"].append(psnr(images, originals, grey=True))
-        scores["ssim"].append(ssim(images, originals, grey=True))
-    rows["step"] = rows["step"].astype(int)
-    for column, parts in scores.items():
-        rows[column] = np.concatenate(parts)
+    rows = table[table["path"] != table["original"]].drop(columns="trajectory").reset_index(drop=True)
+    unique = rows[["path", "original"]].drop_duplicates("path")
+    parts = []
+    with progress_bar(len(unique), "compare", progress, unit="image") as bar:
+        for first in range(0, len(unique), chunk):
+            parts.append(_distortion(unique.iloc[first : first + chunk], folder))
+            bar.update(parts[-1].shape[1])
+    scores = pd.DataFrame(np.concatenate(parts, axis=1).T, index=unique["path"], columns=["psnr", "ssim"])
+    rows = rows.join(scores, on="path")
+    rows["run"] = rows["prompt_index"].astype(str) + ":" + rows["seed"].astype(str)
+    if rows["step"].notna().all():
+        rows["step"] = rows["step"].astype(int)
     write_table(rows, folder / f"{name}.parquet")
     return rows
+
+
+def _distortion(pairs: pd.DataFrame, folder: Path) -> np.ndarray:
+    """PSNR and SSIM (2, pairs), computed once for these bytes."""
+    from .metrics.distortion import psnr, ssim
+
+    checksums = {path: checksum(folder / path) for path in {*pairs["path"], *pairs["original"]}}
+    key = digest("grey psnr, ssim", [[checksums[a], checksums[b]] for a, b in pairs.to_numpy()])
+    file = folder / ".scores" / f"{key}.npy"
+    if not file.is_file():
+        references = {path: read_image(folder / path) for path in pairs["original"].unique()}
+        images = [read_image(folder / path) for path in pairs["path"]]
+        originals = [references[path] for path in pairs["original"]]
+        write_array(np.stack([rule(images, originals, grey=True) for rule in (psnr, ssim)]), file)
+    result: np.ndarray = np.load(file, allow_pickle=False)
+    return result
 
 
 def write_ratio_rows(scores: pd.DataFrame, path: Path) -> None:
@@ -195,94 +225,3 @@ def write_rate_rows(scores: pd.DataFrame, path: Path) -> None:
     sheet = scores.rename(columns={"prompt": "prompt_text"}).assign(ssim=scores["ssim"].round(4))
     columns = ["prompt_index", "prompt_text", "step", "rate", "seed", "ssim"]
     write_atomically(path, sheet[columns].to_csv(index=False).encode())
-
-
-# ---- how many bytes it is --------------------------------------------------------------------------------------------
-
-
-def measure_rates(
-    pipeline: HybridStableDiffusion3Pipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: Sequence[int],
-    codecs: Mapping[str, Sequence[Codec]],
-    settings: Settings,
-) -> pd.DataFrame:
-    """Bytes of the latents after update `step`, as every codec really writes them.
-
-    Returns:
-        One row per prompt, seed, step and codec: family, codec, prompt_index, seed, step, message_bytes (with header),
-        payload_bytes, bits_per_value (of the message), latent_mse.
-    """
-    from .sampler import sample
-
-    paths = [
-        Trajectory.plain(prompt, seed, GUIDANCE_SCALE, num_inference_steps=settings.num_inference_steps)
-        for prompt in prompts
-        for seed in seeds
-    ]
-    samples = sample(pipeline, paths, keep=[step + 1 for step in steps], **settings.sampling())
-    rows = []
-    for step in steps:
-        latents = samples.latents(step + 1).float().cpu()
-        for family, codec in ((name, codec) for name, settings_ in codecs.items() for codec in settings_):
-            noise = [path.seed for path in paths]
-            errors = (codec.quantise(latents, noise) - latents).square().mean(dim=(1, 2, 3)).tolist()
-            for number, message in enumerate(codec.encode(latents, noise)):
-                index, seed = divmod(number, len(seeds))
-                rows.append(
-                    {
-                        "family": family,
-                        "codec": codec.specification,
-                        "prompt_index": index,
-                        "seed": seeds[seed],
-                        "step": step,
-                        "message_bytes": len(message),
-                        "payload_bytes": len(Message.open(message).payload),
-                        "bits_per_value": 8 * len(message) / latents[0].numel(),
-                        "latent_mse": errors[number],
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def image_rates(images: Iterable[Image], qualities: Sequence[int] = (50, 75, 90, 95)) -> pd.DataFrame:
-    """Bytes and PSNR of final images as PNG, WebP and JPEG: what it costs to send the picture instead of latents."""
-    from PIL import Image as Pillow
-
-    from .metrics.distortion import psnr
-
-    images = list(images)
-    formats: list[tuple[str, dict[str, Any]]] = [("PNG", {"optimize": True}), ("WebP lossless", {"lossless": True})]
-    formats += [(f"{name} {quality}", {"quality": quality}) for name in ("WebP", "JPEG") for quality in qualities]
-    rows = []
-    for name, options in formats:
-        sizes, decoded = [], []
-        for image in images:
-            buffer = BytesIO()
-            image.save(buffer, name.split()[0], **options)
-            sizes.append(buffer.tell())
-            decoded.append(Pillow.open(buffer).convert("RGB"))
-        rows.append((name, float(np.mean(sizes)), float(np.mean(psnr(decoded, images, grey=True)))))
-    return pd.DataFrame(rows, columns=["format", "bytes", "psnr"])
-
-
-def cheapest(rates: pd.DataFrame, quality: str, floor: float) -> pd.DataFrame:
-    """The setting of fewest bytes at each step whose mean `quality` is at least `floor`.
-
-    Args:
-        rates: one row per image: step, family, codec, message_bytes and the quality's column.
-
-    Returns:
-        One row per step that has such a setting: step, family, codec, and the means of message_bytes and quality.
-    """
-    means = rates.groupby(["step", "family", "codec"], as_index=False)[["message_bytes", quality]].mean()
-    enough = means[means[quality] >= floor]
-    return enough.loc[enough.groupby("step")["message_bytes"].idxmin()].reset_index(drop=True)
-
-
-def best_step(rates: pd.DataFrame, quality: str, budget_bytes: float) -> pd.DataFrame:
-    """For each codec family the step and setting of best mean `quality` within a byte budget."""
-    means = rates.groupby(["step", "family", "codec"], as_index=False)[["message_bytes", quality]].mean()
-    affordable = means[means["message_bytes"] <= budget_bytes]
-    return affordable.loc[affordable.groupby("family")[quality].idxmax()].reset_index(drop=True)

@@ -16,6 +16,7 @@ Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Step = Annotated[int, Field(ge=0, le=1000)]
 Index = Annotated[int, Field(ge=0)]
+QuantisationStep = Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]
 
 
 class Parameters(BaseModel):
@@ -207,6 +208,44 @@ class HiqmParameters(Parameters):
     quality_share: float = Field(0.95, gt=0, lt=1)
 
 
+class CompressionParameters(SamplingParameters):
+    """Study 07: the two published compression grids, and codecs at measured rates.
+
+    Steps are 0-based: the latents are coded right after update `step`, and at least one update must remain.
+    """
+
+    notebook = "07_compression_surface"
+
+    ratio_prompts: list[Index] = Field([0], min_length=1)
+    ratio_seeds: list[Seed] = Field([42, 43], min_length=2)
+    ratio_steps: list[Step] = Field([2, 10, 18, 24], min_length=3)
+    ratios: list[QuantisationStep] = Field([0.25, 0.5, 1.0], min_length=3)
+    rate_prompts: list[Index] = Field([0], min_length=1)
+    rate_seeds: list[Seed] = Field([42], min_length=1)
+    rate_steps: list[Step] = Field([2, 14, 26], min_length=3)
+    rates: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.5, 0.625, 0.75, 0.875], min_length=2)
+    link_prompts: list[Index] = Field([0], min_length=1)
+    link_seeds: list[Seed] = Field([42, 43], min_length=2)
+    link_steps: list[Step] = Field([2, 14, 24], min_length=1)
+    rounding_steps: list[QuantisationStep] = Field([0.25, 0.5, 1.0], min_length=1)
+    min_max_bits: list[Annotated[int, Field(ge=1, le=8)]] = Field([3, 5], min_length=1)
+    adaptive_steps: list[QuantisationStep] = Field([0.25, 0.75, 2.0], min_length=1)
+    psnr_floor: float = Field(35.0, gt=0, allow_inf_nan=False)
+    byte_budget: int = Field(400, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_schedule_and_prompts(self) -> Self:
+        for name in ("ratio_steps", "rate_steps", "link_steps"):
+            for step in getattr(self, name):
+                if step > self.num_inference_steps - 2:
+                    raise ValueError(
+                        f"{name} = {step}: an update must remain, so at most num_inference_steps - 2 ="
+                        f" {self.num_inference_steps - 2}"
+                    )
+        self._check_prompts("personal", "ratio_prompts", "rate_prompts", "link_prompts")
+        return self
+
+
 STUDIES: dict[str, type[Parameters]] = {
     cls.notebook: cls
     for cls in (
@@ -216,6 +255,7 @@ STUDIES: dict[str, type[Parameters]] = {
         SimilarityParameters,
         QualityParameters,
         HiqmParameters,
+        CompressionParameters,
     )
 }
 

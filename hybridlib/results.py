@@ -26,6 +26,12 @@ TABLES = {
         "05_image_quality/factorial/scores",
         ["public", "personal", "common_step", "seed", "public_scale", "personal_scale", "npi", "clip"],
     ),
+    "07_ratios": ("07_compression_surface/ratios", ["prompt_index", "seed", "run", "step", "ratio", "psnr", "ssim"]),
+    "07_rates": ("07_compression_surface/rates", ["prompt_index", "seed", "run", "step", "bits", "ssim"]),
+    "07_links": (
+        "07_compression_surface/links",
+        ["run", "step", "family", "codec", "message_bytes", "payload_bytes", "latent_mse", "psnr", "ssim"],
+    ),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .files import digest, read_image, write_array, write_image, write_json, write_table
+from .files import checksum, digest, read_image, write_array, write_image, write_json, write_table
 from .paths import ROOT
 from .trajectory import Cost, Tree
 
@@ -135,9 +134,9 @@ def _finished_seconds(ledger: Path, folder: Path) -> float | None:
     if not ledger.is_file():
         return None
     record = json.loads(ledger.read_text())
-    for path, checksum in record["sha256"].items():
+    for path, expected in record["sha256"].items():
         file = folder / path
-        if not file.is_file() or _checksum(file) != checksum:
+        if not file.is_file() or checksum(file) != expected:
             return None
     return record["seconds"]
 
@@ -168,7 +167,7 @@ def score(
         for first in range(0, len(table), IMAGES_PER_CHUNK):
             chunk = table.iloc[first : first + IMAGES_PER_CHUNK]
             paths, prompts = [folder / path for path in chunk["path"]], list(chunk["prompt"])
-            checksums = [_checksum(path) for path in paths]
+            checksums = [checksum(path) for path in paths]
             images: list[Image] = []
             for metric in metrics:
                 file = remembered / f"{digest(metric.identity, checksums, prompts)}.npy"
@@ -183,10 +182,6 @@ def score(
     scores.attrs["metrics"] = {metric.name: metric.identity for metric in metrics}
     write_table(scores, folder / f"{name}.parquet")
     return scores
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run(

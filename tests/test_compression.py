@@ -81,7 +81,7 @@ def test_parabolas_return_the_published_coefficients():
         assert list(fit.parameters.values()) == pytest.approx([row.a, row.b, row.c], abs=1e-12)
         assert fit.r2 == pytest.approx(1)
     assert list(published["n"]) == [len(steps)] * 3
-    assert compression.vertex(fit) == pytest.approx((14.9, 0.9789), abs=0.05)
+    assert compression.vertex(**fit.parameters) == pytest.approx((14.9, 0.9789), abs=0.05)
 
 
 def test_standard_errors_cover_the_truth():

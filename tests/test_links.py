@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hybridlib import links
 from hybridlib.codecs import DecimalRounding, MinMax
+from hybridlib.parameters import CompressionParameters
 
 
 def test_published_grids_and_names():
@@ -33,15 +37,60 @@ def test_step_without_updates_left_is_refused():
         links.ratio_grid(["a city"], [1], [27])
 
 
-RATES = pd.DataFrame(
-    [(2, "a", "fine", 900, 44.0), (2, "a", "coarse", 300, 38.0), (2, "b", "x", 500, 41.0), (8, "a", "fine", 700, 46.0)],
-    columns=["step", "family", "codec", "message_bytes", "psnr"],
-)
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, mini):
+    """A small first grid, run once: two seeds, two steps, two ratios."""
+    folder = tmp_path_factory.mktemp("links")
+    table = links.ratio_grid(["a red circle"], [1, 2], [0, 2], [0.25, 1.0], num_inference_steps=4)
+    parameters = CompressionParameters(num_inference_steps=4, **STEPS)
+    scores, outcome = links.run(table, mini, folder, parameters, "ratios")
+    return folder, table, scores, outcome, parameters
 
 
-def test_cheapest_setting_and_best_step():
-    best = links.cheapest(RATES, "psnr", 40.0).set_index("step")
-    assert best.loc[2, "codec"] == "x"
-    assert best.loc[8, "message_bytes"] == 700
-    within = links.best_step(RATES, "psnr", 750).set_index("family")
-    assert (within.loc["a", "step"], within.loc["b", "step"]) == (8, 2)
+STEPS = {"ratio_steps": [0, 1, 2], "rate_steps": [0, 1, 2], "link_steps": [0, 1, 2]}
+
+
+def test_scores_are_those_of_scikit_image(grid):
+    folder, _, scores, _, _ = grid
+    assert len(scores) == 8
+    row = scores.iloc[3]
+    image, reference = (np.asarray(Image.open(folder / row[name]).convert("L")) / 255 for name in ("path", "original"))
+    assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(reference, image, data_range=1), abs=1e-9)
+    assert row["ssim"] == pytest.approx(structural_similarity(reference, image, data_range=1), abs=1e-9)
+    assert set(scores["run"]) == {"0:1", "0:2"}
+
+
+def test_prefixes_are_denoised_once(grid):
+    _, _, _, outcome, _ = grid
+    # two seeds; one full run of 4 updates, and 3 + 1 more for each ratio; guidance costs two
+    assert outcome.cost.tree == 2 * 2 * (4 + 2 * (3 + 1))
+
+
+def test_repeated_references_show_the_noise_floor(grid, mini):
+    folder, table, _, _, parameters = grid
+    again = links.repeated(table)
+    scores, _ = links.run(again, mini, folder, parameters, "repeat")
+    assert len(scores) == 2
+    # Other rows in the batch change latents by 1e-5, that is at most single grey values of an image.
+    assert (scores["psnr"] > 60).all()
+
+
+def test_a_changed_image_is_scored_again_and_others_are_not(grid):
+    folder, table, scores, _, _ = grid
+    path = folder / scores["path"][0]
+    original = path.read_bytes()
+    Image.new("RGB", (64, 64)).save(path)
+    assert links.distort(table, folder, "again", chunk=2, progress=False)["psnr"][0] < scores["psnr"][0] - 1
+    path.write_bytes(original)
+    again = links.distort(table, folder, "again", chunk=2, progress=False)
+    assert again["psnr"].tolist() == pytest.approx(scores["psnr"].tolist())
+
+
+def test_published_columns_and_roundings(grid):
+    folder, _, scores, _, _ = grid
+    links.write_ratio_rows(scores, folder / "v1_rows.csv")
+    sheet = pd.read_csv(folder / "v1_rows.csv")
+    columns = "compress_at_step compression_ratio compress_scale seed original_path compressed_path PSNR SSIM"
+    assert list(sheet.columns) == columns.split()
+    assert sheet["PSNR"].tolist() == pytest.approx(scores["psnr"].tolist(), abs=0.0051)
+    assert sheet["compressed_path"][0] == "v1/prompt0/step0_ratio0.25_seed1_compressed.png"

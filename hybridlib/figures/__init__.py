@@ -2,7 +2,7 @@
 
 from .charts import cost_bars, interval_lines
 from .images import filmstrip, image_grid
-from .links import quality_surface, rate_distortion
+from .links import bytes_needed, quality_lines, quality_surface, rate_distortion
 from .quality import (
     fit_parameters,
     fitted_curves,
@@ -14,6 +14,7 @@ from .quality import (
 from .style import use_house_style
 
 __all__ = [
+    "bytes_needed",
     "cost_bars",
     "filmstrip",
     "fit_parameters",
@@ -22,6 +23,7 @@ __all__ = [
     "interval_lines",
     "public_candidates",
     "quality_contours",
+    "quality_lines",
     "quality_surface",
     "rate_distortion",
     "similarity_histogram",

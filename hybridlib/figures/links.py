@@ -10,13 +10,39 @@ import numpy as np
 import seaborn as sns
 from numpy.typing import NDArray
 
-from .style import INK, finished
+from .style import INK, SIMILARITY_COLOURS, STEP_COLOURS, finished
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 Surface = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+
+
+def quality_lines(
+    means: Mapping[str, pd.DataFrame], strength: str, labels: Mapping[str, str], title: str = ""
+) -> Figure:
+    """Each quality against the strength, a line per step, and against the step, a line per strength.
+
+    Args:
+        means: name of a quality -> table of step, `strength`, mean, low, high, as `fits.clustered_means` returns it.
+        labels: of the columns, as a reader would name them.
+    """
+    figure, axes = plt.subplots(len(means), 2, figsize=(9.2, 3.1 * len(means)), sharey="row", squeeze=False)
+    for row, (quality, table) in zip(axes, means.items(), strict=True):
+        for ax, x, lines, palette in (
+            (row[0], strength, "step", STEP_COLOURS),
+            (row[1], "step", strength, SIMILARITY_COLOURS),
+        ):
+            values = sorted(table[lines].unique())
+            for value, colour in zip(values, sns.color_palette(palette, len(values)), strict=True):
+                line = table[table[lines] == value].sort_values(x)
+                ax.plot(line[x], line["mean"], "o-", color=colour, markersize=3, linewidth=1.2, label=f"{value:g}")
+                ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
+            ax.set(xlabel=labels[x])
+            ax.legend(title=labels[lines], fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        row[0].set_ylabel(quality)
+    return finished(figure, title)
 
 
 def rate_distortion(
@@ -36,9 +62,14 @@ def rate_distortion(
     """
     steps, families = sorted(rates["step"].unique()), list(dict.fromkeys(rates["family"]))
     means = rates.groupby(["step", "family", "codec"], as_index=False)[["message_bytes", quality]].mean()
-    figure, axes = plt.subplots(1, len(steps), figsize=(3.1 * len(steps) + 1.2, 3.5), sharey=True, squeeze=False)
-    colours = dict(zip(families, sns.color_palette("colorblind", len(families)), strict=True))
-    for ax, step in zip(axes[0], steps, strict=True):
+    columns = min(len(steps), 4)
+    rows = -(-len(steps) // columns)
+    size = (2.9 * columns + 1.9, 3.0 * rows + 0.4)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    colours = family_colours(families)
+    for ax in axes.ravel()[len(steps) :]:
+        ax.set_axis_off()
+    for ax, step in zip(axes.ravel(), steps, strict=False):
         for family in families:
             line = means[(means["step"] == step) & (means["family"] == family)].sort_values("message_bytes")
             ax.plot(line["message_bytes"], line[quality], "o-", color=colours[family], markersize=3.5, label=family)
@@ -46,12 +77,29 @@ def rate_distortion(
         if pictures is not None:
             shown = pictures[np.isfinite(pictures[quality])]
             ax.plot(shown["bytes"], shown[quality], "x", color=INK, markersize=5, label="final image, coded")
-        ax.set(xscale="log", xlabel="bytes on the link", title=f"after update {step}")
+        ax.set(xscale="log", title=f"after update {step}")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.xaxis.set_minor_formatter(lambda value, _: "")
-    axes[0][0].set_ylabel(ylabel)
+    figure.supxlabel("bytes on the link, headers included", fontsize=9.5)
+    figure.supylabel(ylabel, fontsize=9.5)
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8.5)
+    return finished(figure, title)
+
+
+def family_colours(families: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """One colour per codec family, the same in every figure."""
+    return dict(zip(families, sns.color_palette("colorblind", len(families)), strict=True))
+
+
+def bytes_needed(needed: pd.DataFrame, raw_bytes: int, ylabel: str, title: str = "") -> Figure:
+    """Bytes that each codec family needs at each step for one quality; `needed` as `rates.bytes_at` returns it."""
+    figure, ax = plt.subplots(figsize=(7.4, 3.6))
+    for family, colour in family_colours(list(needed.columns)).items():
+        ax.plot(needed.index, needed[family], "o-", color=colour, markersize=4, label=family)
+    ax.axhline(raw_bytes, color="#9aa1a9", linewidth=1, linestyle="--", label="fp16, uncoded")
+    ax.set(xlabel="coded after update", ylabel=ylabel, ylim=(0, None))
+    ax.legend(fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return finished(figure, title)
 
 
