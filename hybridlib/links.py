@@ -13,7 +13,7 @@ import pandas as pd
 from .codecs import Codec, DecimalRounding, MinMax
 from .files import checksum, digest, read_image, write_array, write_atomically, write_json, write_table
 from .study import Outcome, generate, provenance
-from .trajectory import Trajectory
+from .trajectory import Trajectory, Tree
 
 if TYPE_CHECKING:
     from .parameters import SamplingParameters
@@ -134,6 +134,23 @@ def _row(
         "step": step,
         "trajectory": trajectory,
     }
+
+
+def published_costs() -> pd.DataFrame:
+    """Updates of both published grids: spent by scripts that denoise each image from the start, and needed.
+
+    One row per study: images, updates spent, updates needed (each prefix once), and their ratio.
+    """
+    grids = {
+        "first study": ratio_grid(["a prompt"], range(42, 92), range(2, 25, 2)),
+        "second study": rate_grid([f"prompt {i}" for i in range(10)], range(42, 47), range(2, 27, 2)),
+    }
+    rows = {}
+    for name, grid in grids.items():
+        cost = Tree(list(grid["trajectory"])).cost
+        spent, needed = cost.one_at_a_time // 2, cost.tree // 2  # guidance makes two evaluations of an update
+        rows[name] = {"images": len(grid), "updates spent": spent, "updates needed": needed, "ratio": spent / needed}
+    return pd.DataFrame.from_dict(rows, orient="index").round({"ratio": 2})
 
 
 def repeated(grid: pd.DataFrame) -> pd.DataFrame:

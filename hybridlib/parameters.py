@@ -232,6 +232,7 @@ class CompressionParameters(SamplingParameters):
     adaptive_steps: list[QuantisationStep] = Field([0.25, 0.75, 2.0], min_length=1)
     psnr_floor: float = Field(35.0, gt=0, allow_inf_nan=False)
     byte_budget: int = Field(400, ge=1)
+    figures_from: Literal["shipped", "own"] = "shipped"
 
     @model_validator(mode="after")
     def _fits_schedule_and_prompts(self) -> Self:

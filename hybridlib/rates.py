@@ -34,11 +34,11 @@ def families(steps: Sequence[float], bits: Sequence[int], adaptive_steps: Sequen
         adaptive_steps: quantisation steps of ours.
     """
     return {
+        "adaptive (ours)": [Adaptive(step) for step in adaptive_steps],
         "rounding, deflate": [DecimalRounding.from_ratio(step, "deflate") for step in steps],
         "rounding, range coder": [DecimalRounding.from_ratio(step) for step in steps],
         "min-max, range coder": [MinMax(b) for b in bits],
         "min-max, as WebP": [MinMax(b, "webp") for b in bits],
-        "adaptive (ours)": [Adaptive(step) for step in adaptive_steps],
     }
 
 
@@ -93,6 +93,11 @@ def with_quality(rates: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Measured rates beside the quality of the image that came of them; `scores` are of the `codec_grid`."""
     keys = ["family", "codec", "prompt_index", "seed", "step"]
     return rates.merge(scores[[*keys, "run", "psnr", "ssim"]], on=keys, validate="one_to_one")
+
+
+def raw_bytes(rates: pd.DataFrame) -> float:
+    """Bytes of the same latents as 16-bit floats."""
+    return float((16 * rates["message_bytes"] / rates["bits_per_value"]).mean())
 
 
 def image_rates(images: Iterable[Image], qualities: Sequence[int] = (50, 75, 90, 95)) -> pd.DataFrame:

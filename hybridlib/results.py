@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -30,7 +31,7 @@ TABLES = {
     "07_rates": ("07_compression_surface/rates", ["prompt_index", "seed", "run", "step", "bits", "ssim"]),
     "07_links": (
         "07_compression_surface/links",
-        ["run", "step", "family", "codec", "message_bytes", "payload_bytes", "latent_mse", "psnr", "ssim"],
+        ["run", "step", "family", "codec", "message_bytes", "bits_per_value", "latent_mse", "psnr", "ssim"],
     ),
 }
 
@@ -42,6 +43,15 @@ def load(study: str) -> pd.DataFrame:
         ValueError: if there is none.
     """
     return read_table(RESULTS / f"{study}.parquet")
+
+
+def choose(study: str, own: pd.DataFrame, source: Literal["shipped", "own"], profile: str) -> pd.DataFrame:
+    """The table that figures are drawn from: this run's `own`, or the shipped one; `attrs["profile"]` says whose."""
+    if source == "shipped":
+        return load(study)
+    table = own.copy()
+    table.attrs["profile"] = profile
+    return table
 
 
 def take_over(profile: str, study: str) -> Path:

@@ -25,6 +25,13 @@ def test_published_grids_and_names():
     assert (row["rate"], row["bits"]) == (0.375, 10)
 
 
+def test_costs_are_the_counted_ones():
+    """Against the reference's counts: 5,450 and 5,900 runs of 28; 50 whole runs and 9 x 50 tails of 168 and 169."""
+    costs = links.published_costs()
+    assert costs["updates spent"].tolist() == [5450 * 28, 5900 * 28]
+    assert costs["updates needed"].tolist() == [77_000, 77_450]
+
+
 def test_entropy_stages_share_an_image():
     codecs = {"deflate": [DecimalRounding(2.0, "deflate")], "range": [DecimalRounding(2.0)], "v2": [MinMax(4)]}
     grid = links.codec_grid(["a city"], [1], [3], codecs)

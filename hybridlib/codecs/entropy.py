@@ -75,9 +75,13 @@ def encode(indices: Integers, widths: tuple[int, ...], centred: bool) -> bytes:
     for side in (model.centres, model.channels, model.bands):
         _put_side(encoder, np.diff(side, prepend=0))
     _put_side(encoder, model.rest.ravel())
+    small = np.abs(shifted).max() < _DIRECT  # then tokens say all
     for channel, level, columns in _classes(model.levels, widths):
         table = _table(model.shape, model.centres[channel] % _QUARTERS, level)
-        _put(encoder, shifted[channel, columns], tokens[channel, columns], table)
+        if small:
+            encoder.encode(tokens[channel, columns], table)
+        else:
+            _put(encoder, shifted[channel, columns], tokens[channel, columns], table)
     return encoder.get_compressed().astype(">u4").tobytes()
 
 
@@ -245,11 +249,18 @@ def _additive(costs: Floats) -> tuple[Integers, Integers]:
 
 
 def _smooth(costs: Floats, values: NDArray[np.int64]) -> Integers:
-    """One of `values` for each row of costs (rows, values), changes from row to row being paid for."""
-    chosen = [int(values[costs[0].argmin()])]
+    """One of `values`, which are consecutive, for each row of costs (rows, values); changes from row to row cost."""
+    chosen = [int(costs[0].argmin())]
     for row in costs[1:]:
-        chosen.append(int(values[(row + _side_bits(values - chosen[-1])).argmin()]))
-    return np.array(chosen, np.int32)
+        zero = _LEVELS - chosen[-1]  # where in the list of prices no change lies, for place 0
+        chosen.append(int((row + _change_bits()[zero : zero + len(row)]).argmin()))
+    return values[chosen].astype(np.int32)
+
+
+@lru_cache(1)
+def _change_bits() -> Floats:
+    """Prices of the changes -_LEVELS to _LEVELS - 1."""
+    return _side_bits(np.arange(-_LEVELS, _LEVELS))
 
 
 def _sum_levels(channels: Integers, bands: Integers) -> Integers:

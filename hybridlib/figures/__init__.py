@@ -2,7 +2,7 @@
 
 from .charts import cost_bars, interval_lines
 from .images import filmstrip, image_grid
-from .links import bytes_needed, quality_lines, quality_surface, rate_distortion
+from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
 from .quality import (
     fit_parameters,
     fitted_curves,
@@ -21,6 +21,7 @@ __all__ = [
     "fitted_curves",
     "image_grid",
     "interval_lines",
+    "parabola_fits",
     "public_candidates",
     "quality_contours",
     "quality_lines",

@@ -10,7 +10,7 @@ import numpy as np
 import seaborn as sns
 from numpy.typing import NDArray
 
-from .style import INK, SIMILARITY_COLOURS, STEP_COLOURS, finished
+from .style import INK, PUBLIC, SIMILARITY_COLOURS, STEP_COLOURS, finished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,8 +98,34 @@ def bytes_needed(needed: pd.DataFrame, raw_bytes: int, ylabel: str, title: str =
     for family, colour in family_colours(list(needed.columns)).items():
         ax.plot(needed.index, needed[family], "o-", color=colour, markersize=4, label=family)
     ax.axhline(raw_bytes, color="#9aa1a9", linewidth=1, linestyle="--", label="fp16, uncoded")
-    ax.set(xlabel="coded after update", ylabel=ylabel, ylim=(0, None))
+    ax.set(xlabel="coded after update", ylabel=ylabel, yscale="log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
     ax.legend(fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return finished(figure, title)
+
+
+def parabola_fits(scores: pd.DataFrame, parabolas: pd.DataFrame, title: str = "") -> Figure:
+    """Mean SSIM of each step (points) and the parabola through them, beside the published parabola; a panel a depth.
+
+    Args:
+        scores: bits, step, ssim; one row per image.
+        parabolas: as `link_claims.parabolas` returns them.
+    """
+    depths = list(dict.fromkeys(parabolas.index.get_level_values("bits")))
+    figure, axes = plt.subplots(1, len(depths), figsize=(3.3 * len(depths) + 1.2, 3.1), sharey=True, squeeze=False)
+    for ax, bits in zip(axes[0], depths, strict=True):
+        points = scores[scores["bits"] == bits].groupby("step")["ssim"].mean()
+        steps = np.linspace(points.index.min(), points.index.max(), 100)
+        for source, colour, style in (("published", INK, "--"), ("measured", PUBLIC, "-")):
+            a, b, c = parabolas.loc[(bits, source), ["a", "b", "c"]].astype(float)
+            label = f"{source} parabola"
+            ax.plot(steps, a * steps**2 + b * steps + c, style, color=colour, linewidth=1.3, label=label)
+        ax.plot(points.index, points, "o", color=PUBLIC, markersize=4, label="measured mean")
+        ax.set(xlabel="after update", title=f"{bits} bits")
+    axes[0][0].set_ylabel("SSIM")
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8.5)
     return finished(figure, title)
 
 
@@ -122,7 +148,9 @@ def quality_surface(
         ax.plot_surface(s, r, q, cmap="mako", alpha=0.75, linewidth=0, vmin=low, vmax=high)
         ax.scatter(cells["s"], cells["r"], cells["q"], s=6, color=INK)
         ax.set(xlabel=labels[0], ylabel=labels[1], zlabel=labels[2], title=name)
-        ax.view_init(elev=22, azim=-55)
+        ax.view_init(elev=24, azim=125)  # early and coarse, where quality falls, is the near corner
+        ax.set_box_aspect((1, 1, 0.8), zoom=0.86)
+        ax.tick_params(labelsize=7, pad=0)
         flat = figure.add_subplot(2, len(models), len(models) + column)
         filled = flat.contourf(s, r, q, levels=np.linspace(low, high, 15), cmap="mako", extend="both")
         flat.scatter(
