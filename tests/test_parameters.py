@@ -66,6 +66,11 @@ def test_one_sentence_names_file_key_and_rule(tmp_path, text, message):
         ("05_image_quality", "joint_prompts: [0, 22]", "joint_prompts = 22: the prompt set 'miniature' has 22 joint"),
         ("05_image_quality", "anchored_prompts: [0, 20]", "anchored_prompts = 20: .* has 20 personal prompts"),
         ("06_hiqm_fit", "quality_share: 1.0", "quality_share = 1.0: input should be less than 1"),
+        ("07_compression_surface", "ratio_steps: [2, 10, 27]", "ratio_steps = 27: an update must remain.* 26$"),
+        ("07_compression_surface", "ratios: [0.25, 0.0, 1.0]", r"ratios\[1\] = 0.0: input should be greater than 0"),
+        ("07_compression_surface", "rates: [0.5, 1.0]", r"rates\[1\] = 1.0: input should be less than 1"),
+        ("07_compression_surface", "min_max_bits: [9]", r"min_max_bits\[0\] = 9: input should be less than or equal"),
+        ("07_compression_surface", "link_prompts: [20]", "link_prompts = 20: .* has 20 personal prompts"),
     ],
 )
 def test_studies_refuse_what_they_cannot_run(tmp_path, name, text, message):

@@ -67,7 +67,7 @@ def encode(indices: Integers, widths: tuple[int, ...], centred: bool) -> bytes:
     for centres in _centres(indices) if centred else [np.zeros(len(indices), np.int32)]:
         shifted = indices - (centres // _QUARTERS)[:, None]
         tokens = _tokens(shifted)
-        fits += [(bits, model, shifted, tokens) for bits, model in _fits(tokens, widths, centres)]
+        fits.append((*_fit(tokens, widths, centres), shifted, tokens))
     _, model, shifted, tokens = min(fits, key=lambda fit: fit[0])
 
     encoder = stream.queue.RangeEncoder()
@@ -219,19 +219,26 @@ def _histogram(tokens: Integers, widths: tuple[int, ...]) -> Floats:
     return counts.reshape(shape).astype(np.float64)
 
 
-def _fits(tokens: Integers, widths: tuple[int, ...], centres: Integers) -> Iterator[tuple[float, Model]]:
-    """For each shape the cheapest model found around these centres, and its cost in bits, side information included."""
+def _fit(tokens: Integers, widths: tuple[int, ...], centres: Integers) -> tuple[float, Model]:
+    """The cheapest model found around these centres, and its cost in bits, side information included.
+
+    The shape is the one that is cheapest if channels share the levels of their bands.
+    """
     counts = _histogram(tokens, widths)
     seen = np.flatnonzero(counts.any((0, 1)))
-    counts, quarters = counts[:, :, seen], centres % _QUARTERS
-    for shape in range(len(_CDFS)):
-        costs = np.stack([c @ _costs(shape, q)[seen] for c, q in zip(counts, quarters.tolist(), strict=True)])
-        channels, bands = _additive(costs)
-        base = _sum_levels(channels, bands)
-        levels = (costs + _side_bits(np.arange(_LEVELS) - base[..., None])).argmin(2).astype(np.int32)
-        model = Model(shape, centres, channels, bands, levels - base)
-        sides = np.concatenate([np.diff(side, prepend=0) for side in model[1:4]] + [model.rest.ravel()])
-        yield np.take_along_axis(costs, levels[..., None], 2).sum() + _side_bits(sides).sum(), model
+    counts, quarters = counts[:, :, seen], (centres % _QUARTERS).tolist()
+    priced = [
+        np.stack([c @ _costs(shape, q)[seen] for c, q in zip(counts, quarters, strict=True)])
+        for shape in range(len(_CDFS))
+    ]
+    shape = int(np.argmin([costs.sum(0).min(1).sum() for costs in priced]))
+    costs = priced[shape]
+    channels, bands = _additive(costs)
+    base = _sum_levels(channels, bands)
+    levels = (costs + _side_bits(np.arange(_LEVELS) - base[..., None])).argmin(2).astype(np.int32)
+    model = Model(shape, centres, channels, bands, levels - base)
+    sides = np.concatenate([np.diff(side, prepend=0) for side in model[1:4]] + [model.rest.ravel()])
+    return np.take_along_axis(costs, levels[..., None], 2).sum() + _side_bits(sides).sum(), model
 
 
 def _additive(costs: Floats) -> tuple[Integers, Integers]:
