@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from . import links
 from .codecs import Adaptive, Codec, DecimalRounding, MinMax
 from .codecs.message import Message
+from .files import write_json, write_table
 from .fits import Array, interval, resamples
-from .links import GUIDANCE_SCALE
+from .study import provenance
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .parameters import CompressionParameters
     from .pipelines import HybridStableDiffusion3Pipeline
     from .study import Settings
 
@@ -42,6 +46,26 @@ def families(steps: Sequence[float], bits: Sequence[int], adaptive_steps: Sequen
     }
 
 
+def run(
+    prompts: Sequence[str], pipeline: HybridStableDiffusion3Pipeline, folder: Path, parameters: CompressionParameters
+) -> pd.DataFrame:
+    """Bytes and image quality of every codec that the parameters name; writes `folder / links.parquet`.
+
+    Returns:
+        What `measure_rates` returns, with original (path of the reference image), run, psnr and ssim.
+    """
+    seeds, steps = parameters.link_seeds, parameters.link_steps
+    codecs = families(parameters.rounding_steps, parameters.min_max_bits, parameters.adaptive_steps)
+    grid = links.codec_grid(prompts, seeds, steps, codecs, parameters.num_inference_steps)
+    scores, _ = links.run(grid, pipeline, folder, parameters, "link_images")
+    rates = measure_rates(pipeline, prompts, seeds, steps, codecs, parameters.settings())
+    keys = ["family", "codec", "prompt_index", "seed", "step"]
+    table = rates.merge(scores[[*keys, "original", "run", "psnr", "ssim"]], on=keys, validate="one_to_one")
+    write_table(table, folder / "links.parquet")
+    write_json(provenance(pipeline, parameters, []), folder / "links.json")
+    return table
+
+
 def measure_rates(
     pipeline: HybridStableDiffusion3Pipeline,
     prompts: Sequence[str],
@@ -59,7 +83,7 @@ def measure_rates(
     from .sampler import sample
 
     paths = [
-        Trajectory.plain(prompt, seed, GUIDANCE_SCALE, num_inference_steps=settings.num_inference_steps)
+        Trajectory.plain(prompt, seed, links.GUIDANCE_SCALE, num_inference_steps=settings.num_inference_steps)
         for prompt in prompts
         for seed in seeds
     ]
@@ -87,12 +111,6 @@ def measure_rates(
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def with_quality(rates: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Measured rates beside the quality of the image that came of them; `scores` are of the `codec_grid`."""
-    keys = ["family", "codec", "prompt_index", "seed", "step"]
-    return rates.merge(scores[[*keys, "run", "psnr", "ssim"]], on=keys, validate="one_to_one")
 
 
 def raw_bytes(rates: pd.DataFrame) -> float:

@@ -10,7 +10,9 @@ from PIL import Image
 
 from hybridlib import links, rates
 from hybridlib.codecs import Adaptive, DecimalRounding, decode
+from hybridlib.files import read_table
 from hybridlib.noise import initial_noise
+from hybridlib.parameters import CompressionParameters
 from hybridlib.sampler import sample
 from hybridlib.study import Settings
 from hybridlib.trajectory import Trajectory
@@ -70,6 +72,26 @@ def test_measured_rates_are_those_of_the_messages(mini):
         assert row["latent_mse"] == pytest.approx(error, rel=1e-2)
         assert row["bits_per_value"] == pytest.approx(8 * row["message_bytes"] / latents.numel())
     assert initial_noise(3, 16, 8, 8).shape == latents.shape == torch.Size([1, 16, 8, 8])
+
+
+def test_a_run_joins_bytes_and_images(mini, tmp_path):
+    parameters = CompressionParameters(
+        num_inference_steps=4,
+        ratio_steps=[0, 1, 2],
+        rate_steps=[0, 1, 2],
+        link_steps=[1],
+        rounding_steps=[0.5],
+        min_max_bits=[4],
+        adaptive_steps=[0.5],
+    )
+    table = rates.run(["a red circle"], mini, tmp_path, parameters)
+    assert len(table) == 5 * 2  # codecs and seeds
+    assert table[["message_bytes", "psnr", "ssim"]].notna().all(axis=None)
+    wide = table.pivot(index="run", columns="family", values="psnr")
+    assert (wide["rounding, deflate"] == wide["rounding, range coder"]).all()  # one image, another entropy stage
+    assert read_table(tmp_path / "links.parquet").equals(table)
+    assert (tmp_path / "links.json").is_file()
+    assert rates.raw_bytes(table) == pytest.approx(2 * 16 * 8 * 8)
 
 
 def test_picture_formats_are_measured_and_lossless_ones_are_lossless():

@@ -261,6 +261,10 @@ def test_results_are_taken_over_with_their_provenance(tmp_path, monkeypatch):
     assert list(taken) == ["common_step", "public_scale", "personal", "seed", "npi", "clip"]
     assert taken.attrs == {"metrics": {"clip": "which"}, "profile": "toy"}
     assert (tmp_path / "results" / "02_alignment.json").read_text() == "{}"
+    own = taken.assign(clip=0.9)
+    assert results.choose("02_alignment", own, "shipped", "smoke")["clip"].tolist() == [0.5]
+    chosen = results.choose("02_alignment", own, "own", "smoke")
+    assert (chosen["clip"].tolist(), chosen.attrs["profile"]) == ([0.9], "smoke")
 
 
 def test_cost_table_and_pictures(tiny, tmp_path):
