@@ -29,6 +29,7 @@ _ZERO = _MAGNITUDES - 1  # the token of 0; negative indices below it, positive o
 _LEVELS = 112  # level 0: nothing but zeros; level m: standard deviation 2^((m - 13) / 4), a quarter octave apart
 _FLOOR = 2.0**-24  # least probability the range coder gives a token
 _NEVER = 1e9  # bits
+_FEW = 1 << 15  # tokens, up to which every shape is tried
 _QUARTERS = 4  # centres are sent in quarters of an index
 _CDFS: tuple[Any, ...] = (
     ndtr,  # Gaussian
@@ -67,7 +68,7 @@ def encode(indices: Integers, widths: tuple[int, ...], centred: bool) -> bytes:
     for centres in _centres(indices) if centred else [np.zeros(len(indices), np.int32)]:
         shifted = indices - (centres // _QUARTERS)[:, None]
         tokens = _tokens(shifted)
-        fits.append((*_fit(tokens, widths, centres), shifted, tokens))
+        fits += [(bits, model, shifted, tokens) for bits, model in _fits(tokens, widths, centres)]
     _, model, shifted, tokens = min(fits, key=lambda fit: fit[0])
 
     encoder = stream.queue.RangeEncoder()
@@ -219,26 +220,29 @@ def _histogram(tokens: Integers, widths: tuple[int, ...]) -> Floats:
     return counts.reshape(shape).astype(np.float64)
 
 
-def _fit(tokens: Integers, widths: tuple[int, ...], centres: Integers) -> tuple[float, Model]:
-    """The cheapest model found around these centres, and its cost in bits, side information included.
+def _fits(tokens: Integers, widths: tuple[int, ...], centres: Integers) -> Iterator[tuple[float, Model]]:
+    """Models around these centres, the cheapest of its shape each, with their cost in bits, side information included.
 
-    The shape is the one that is cheapest if channels share the levels of their bands.
+    Every shape is tried where there are few tokens; of many, that which is cheapest if channels share the levels of
+    their bands.
     """
     counts = _histogram(tokens, widths)
     seen = np.flatnonzero(counts.any((0, 1)))
     counts, quarters = counts[:, :, seen], (centres % _QUARTERS).tolist()
-    priced = [
-        np.stack([c @ _costs(shape, q)[seen] for c, q in zip(counts, quarters, strict=True)])
+    priced = {
+        shape: np.stack([c @ _costs(shape, q)[seen] for c, q in zip(counts, quarters, strict=True)])
         for shape in range(len(_CDFS))
-    ]
-    shape = int(np.argmin([costs.sum(0).min(1).sum() for costs in priced]))
-    costs = priced[shape]
-    channels, bands = _additive(costs)
-    base = _sum_levels(channels, bands)
-    levels = (costs + _side_bits(np.arange(_LEVELS) - base[..., None])).argmin(2).astype(np.int32)
-    model = Model(shape, centres, channels, bands, levels - base)
-    sides = np.concatenate([np.diff(side, prepend=0) for side in model[1:4]] + [model.rest.ravel()])
-    return np.take_along_axis(costs, levels[..., None], 2).sum() + _side_bits(sides).sum(), model
+    }
+    if tokens.size > _FEW:
+        best = min(priced, key=lambda shape: priced[shape].sum(0).min(1).sum())
+        priced = {best: priced[best]}
+    for shape, costs in priced.items():
+        channels, bands = _additive(costs)
+        base = _sum_levels(channels, bands)
+        levels = (costs + _side_bits(np.arange(_LEVELS) - base[..., None])).argmin(2).astype(np.int32)
+        model = Model(shape, centres, channels, bands, levels - base)
+        sides = np.concatenate([np.diff(side, prepend=0) for side in model[1:4]] + [model.rest.ravel()])
+        yield np.take_along_axis(costs, levels[..., None], 2).sum() + _side_bits(sides).sum(), model
 
 
 def _additive(costs: Floats) -> tuple[Integers, Integers]:

@@ -174,7 +174,8 @@ class Adaptive(IndexCodec):
 
     At noise level sigma the latents are still close to sigma times the initial noise, and whoever knows the seed can
     draw that. So with a seed the message carries the seed and one coefficient alpha (least squares) and codes
-    x - alpha * noise only: little at high noise levels, and smooth. It goes through an orthonormal cosine transform
+    x - alpha * noise only, unless that would save less than it takes to say so: little at high noise levels, and
+    smooth. It goes through an orthonormal cosine transform
     over blocks of up to 8 x 8, where a uniform step is best for squared error in every channel and band alike; the
     range coder knows a standard deviation for each. Without a seed alpha is zero.
 
@@ -215,8 +216,13 @@ class Adaptive(IndexCodec):
             noise = initial_noise(seed, channels, height, width)[0].numpy()
             fit = np.vdot(values, noise) / np.vdot(noise, noise)
             alpha = np.float16(np.clip(fit, -1e4, 1e4))
-            values = values - np.float32(alpha) * noise
-            side = struct.pack("<eq", alpha, seed).rstrip(b"\0")  # a small seed takes few bytes
+            rest = values - np.float32(alpha) * noise
+            told = struct.pack("<eq", alpha, seed).rstrip(b"\0")  # a small seed takes few bytes
+            # Half a bit a value for each factor of two in energy must pay for telling the seed.
+            with np.errstate(over="ignore"):  # latents so large are refused below
+                whole, left = float(np.vdot(values, values)), float(np.vdot(rest, rest))
+            if whole > left * 4 ** (8 * len(told) / values.size):
+                values, side = rest, told
         basis, _ = _basis(_block(height), _block(width))
         scaled = (basis @ _to_blocks(values)).reshape(channels, -1) / np.float32(self.step)
         widths = self.layout(shape_of(row)).widths
