@@ -16,6 +16,8 @@ from .study import Outcome, generate, provenance
 from .trajectory import Trajectory, Tree
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .parameters import SamplingParameters
     from .pipelines import HybridStableDiffusion3Pipeline
 
@@ -218,6 +220,22 @@ def _distortion(pairs: pd.DataFrame, folder: Path) -> np.ndarray:
         write_array(np.stack([rule(images, originals, grey=True) for rule in (psnr, ssim)]), file)
     result: np.ndarray = np.load(file, allow_pickle=False)
     return result
+
+
+def difference_pictures(scores: pd.DataFrame, folder: Path, columns: str, gain: float = 8.0) -> list[list[Image]]:
+    """What coding changed in the images of one prompt and seed, on mid-grey and `gain` times as strong.
+
+    Returns:
+        A row per step, a column per value of `columns`, both ascending.
+    """
+    from PIL import Image as Pillow
+
+    def changed(path: str, original: str) -> Image:
+        image, reference = (np.asarray(read_image(folder / name), np.float64) for name in (path, original))
+        return Pillow.fromarray(np.clip(128 + gain * (image - reference), 0, 255).astype(np.uint8))
+
+    steps = [part.sort_values(columns) for _, part in scores.groupby("step")]
+    return [[changed(*pair) for pair in zip(part["path"], part["original"], strict=True)] for part in steps]
 
 
 def write_ratio_rows(scores: pd.DataFrame, path: Path) -> None:

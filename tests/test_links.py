@@ -93,6 +93,18 @@ def test_a_changed_image_is_scored_again_and_others_are_not(grid):
     assert again["psnr"].tolist() == pytest.approx(scores["psnr"].tolist())
 
 
+def test_difference_pictures_show_what_changed(grid):
+    folder, _, scores, _, _ = grid
+    one = scores[scores["seed"] == 1]
+    pictures = links.difference_pictures(one, folder, "ratio", gain=2.0)
+    assert (len(pictures), len(pictures[0])) == (2, 2)  # steps, ratios
+    row = one[(one["step"] == 2) & (one["ratio"] == 1.0)].iloc[0]
+    image, reference = (np.asarray(Image.open(folder / row[name]), float) for name in ("path", "original"))
+    expected = np.clip(128 + 2 * (image - reference), 0, 255)
+    assert np.abs(np.asarray(pictures[1][1], float) - expected).max() < 1
+    assert expected.std() > 0
+
+
 def test_published_columns_and_roundings(grid):
     folder, _, scores, _, _ = grid
     links.write_ratio_rows(scores, folder / "v1_rows.csv")

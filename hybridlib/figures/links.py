@@ -165,5 +165,5 @@ def quality_surface(
             linewidth=0.7,
         )
         flat.set(xlabel=labels[0], ylabel=labels[1])
-    figure.colorbar(filled, ax=figure.axes[1::2], label=labels[2], shrink=0.8)
+    figure.colorbar(filled, ax=figure.axes[1::2], label=labels[2], shrink=0.8, format="%.2f")
     return finished(figure, title)
