@@ -10,7 +10,7 @@ from reference import lad_script
 
 from hybridlib.scheduling import training
 from hybridlib.scheduling.d2sac import D2sacA, D2sacB, D2sacBSettings
-from hybridlib.scheduling.diffusion import DiffusionActor, Schedule, embedding
+from hybridlib.scheduling.diffusion import DiffusionActor, Schedule, embedding, mish
 from hybridlib.scheduling.dqn import DqnSettings, DqnTs
 from hybridlib.scheduling.environment import Environment
 from hybridlib.scheduling.lad import LadSettings, LadTs
@@ -170,6 +170,15 @@ def test_embedding_is_sinusoidal():
     expected = [math.sin(3 * math.exp(-k * math.log(1e4) / 7)) for k in range(8)]
     expected += [math.cos(3 * math.exp(-k * math.log(1e4) / 7)) for k in range(8)]
     assert embedding(3, torch.float64).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_mish_is_that_of_torch():
+    x = torch.linspace(-60, 60, 10_001, requires_grad=True)
+    ours, theirs = mish(x), torch.nn.functional.mish(x)
+    # float32: a few units in the last place of values up to 60 and of slopes near 1
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    slopes = [torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

@@ -13,9 +13,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from .diffusion import DiffusionActor
+from .diffusion import DiffusionActor, mish
 from .lad import LadSettings, LadTs
 from .networks import Stack, track
 from .sac import SacSettings, SacTs
@@ -64,7 +63,7 @@ class D2sacB(SacTs):
     @staticmethod
     def activation(x: Tensor) -> Tensor:
         """Between the layers of the critics."""
-        return functional.mish(x)
+        return mish(x)
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
