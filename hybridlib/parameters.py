@@ -16,6 +16,7 @@ Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Step = Annotated[int, Field(ge=0, le=1000)]
 Index = Annotated[int, Field(ge=0)]
+Method = Literal["LAD-TS", "D2SAC-B", "D2SAC-A", "SAC-TS", "DQN-TS"]
 
 
 class Parameters(BaseModel):
@@ -207,6 +208,41 @@ class HiqmParameters(Parameters):
     quality_share: float = Field(0.95, gt=0, lt=1)
 
 
+class SchedulingParameters(Parameters):
+    """Study 08: learned edge scheduling beside rules and bounds. Episodes of training for each part, seeds for each."""
+
+    notebook = "08_lad_ts"
+
+    servers: int = Field(5, ge=2, le=200)
+    max_tasks: int = Field(50, ge=1, le=200)
+    slots: int = Field(20, ge=2, le=1000)
+    methods: list[Method] = Field(["LAD-TS", "D2SAC-B", "D2SAC-A", "SAC-TS", "DQN-TS"], min_length=1)
+    episodes: int = Field(4, ge=1)
+    seeds: list[Seed] = Field([0, 1], min_length=1)
+    evaluation_episodes: int = Field(2, ge=1)
+    fluid_iterations: int = Field(10, ge=0)
+    loads: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = [0.7]
+    load_methods: list[Method] = ["LAD-TS", "DQN-TS"]
+    load_episodes: int = Field(2, ge=1)
+    load_seeds: list[Seed] = Field([0], min_length=1)
+    sweep_tasks: list[Annotated[int, Field(ge=1, le=200)]] = [10, 50]
+    sweep_quality: list[Annotated[int, Field(ge=2)]] = [5, 15]
+    sweep_servers: list[Annotated[int, Field(ge=2, le=200)]] = [3, 5]
+    sweep_capacity: list[Annotated[int, Field(ge=10)]] = [20, 50]
+    sweep_denoising: list[Annotated[int, Field(ge=1, le=100)]] = [1, 5]
+    sweep_episodes: int = Field(2, ge=1)
+    sweep_seeds: list[Seed] = Field([0], min_length=1)
+    quirk_episodes: int = Field(2, ge=1)
+    quirk_seeds: list[Seed] = Field([0, 1], min_length=1)
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        for name in ("seeds", "load_seeds", "sweep_seeds", "quirk_seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)}: must be different")
+        return self
+
+
 STUDIES: dict[str, type[Parameters]] = {
     cls.notebook: cls
     for cls in (
@@ -216,6 +252,7 @@ STUDIES: dict[str, type[Parameters]] = {
         SimilarityParameters,
         QualityParameters,
         HiqmParameters,
+        SchedulingParameters,
     )
 }
 
