@@ -181,6 +181,8 @@ def sweeps(table: pd.DataFrame, axes_names: Mapping[str, str], title: str = "") 
 def split_map(scheduler: FluidScheduler, backlogs: Mapping[str, np.ndarray], title: str = "") -> Figure:
     """Where our policy sends each task: probability by task (smallest first) and server (slowest first).
 
+    The mean over the places of stations in the order of the slot.
+
     Args:
         backlogs: panel -> waiting work of every server, Gcycles (B,).
     """
@@ -193,7 +195,7 @@ def split_map(scheduler: FluidScheduler, backlogs: Mapping[str, np.ndarray], tit
     )
     for column, (panel, backlog) in enumerate(backlogs.items()):
         with torch.no_grad():
-            share = scheduler.logits(torch.from_numpy(backlog[None])).softmax(2)[0].numpy()
+            share = scheduler.logits(torch.from_numpy(backlog[None])).softmax(3)[0].mean(0).numpy()
         top, ax = axes[0][column], axes[1][column]
         top.bar(range(len(servers)), (backlog / model.capacity)[servers], color=COLOURS["fluid split (ours)"])
         top.set(title=panel, ylim=(0, max(1.0, 1.05 * max((b / model.capacity).max() for b in backlogs.values()))))
