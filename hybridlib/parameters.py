@@ -231,6 +231,7 @@ class SchedulingParameters(Parameters):
     sweep_capacity: list[Annotated[int, Field(ge=10)]] = [20, 50]
     sweep_denoising: list[Annotated[int, Field(ge=1, le=100)]] = [1, 5]
     sweep_episodes: int = Field(2, ge=1)
+    sweep_fluid_iterations: int = Field(10, ge=0)
     sweep_seeds: list[Seed] = Field([0], min_length=1)
     quirk_episodes: int = Field(2, ge=1)
     quirk_seeds: list[Seed] = Field([0, 1], min_length=1)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 from .style import INK, finished
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -108,10 +108,11 @@ def over_load(panels: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(2.6 + 4.6 * len(panels), 4.6), sharey=True, squeeze=False)
     for ax, (panel, table) in zip(axes[0], panels.items(), strict=True):
-        means = table[~table["policy"].str.contains("arg-max")].pivot_table(
-            index="load", columns="policy", values="mean_s", sort=False
-        )
-        ratio = means.sort_index().div(means.sort_index()["lower bound"], axis=0).drop(columns="lower bound")
+        bounds = table[table["policy"] == "lower bound"].groupby(["load", "episode"])["mean_s"].mean()
+        shown = table[(table["policy"] != "lower bound") & ~table["policy"].str.contains("arg-max")]
+        shown = shown.assign(bound=bounds.reindex(pd.MultiIndex.from_frame(shown[["load", "episode"]])).to_numpy())
+        means = shown.groupby(["load", "policy"], sort=False)[["mean_s", "bound"]].mean()
+        ratio = (means["mean_s"] / means["bound"]).unstack().sort_index()
         others = [p for p in ratio if p not in COLOURS and p not in RULES]
         for policy in [*others, *(p for p in ratio if p not in others)]:
             seen = ratio[policy].dropna()

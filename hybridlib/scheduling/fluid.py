@@ -102,7 +102,7 @@ class FluidScheduler:
             backlog = torch.relu(backlog + added - self.capacity * self.model.config.slot_s)
         return total / counts.sum((1, 2, 3))
 
-    def fit(self, iterations: int = 150, batch: int = 2, learning_rate: float = 0.1, seed: int = 0) -> list[float]:
+    def fit(self, iterations: int = 300, batch: int = 2, learning_rate: float = 0.1, seed: int = 0) -> list[float]:
         """Gradient descent (Adam, cosine to zero) on the noisy fluid delay of fresh arrivals; returns its course.
 
         Without the noise the fit trusts splits that only a fluid can keep: near load 1 such queues run away. Gradients

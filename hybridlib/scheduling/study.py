@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 LEARNERS: dict[str, type[Learner]] = {c.name: c for c in (LadTs, D2sacB, D2sacA, SacTs, DqnTs)}
 OURS, BOUND = "fluid split (ours)", "lower bound"
 LINES = ("capacity-weighted random", "size split", "Opt-TS (greedy oracle)")  # beside every learned curve
+SLOW = {"slot assignment": 2}  # rules that take many seconds an episode are measured on the first few alone
 REPORT_SEED = 1000  # of arrivals that no learner is trained, no policy fitted and no default chosen on
 
 
@@ -156,12 +157,11 @@ class Study:
         """A long training, finished."""
         return self.training(method).run(self.folder / "training" / f"{method}.safetensors", self.progress)
 
-    def ours(self, config: MecConfig) -> FluidScheduler:
+    def ours(self, config: MecConfig, iterations: int | None = None) -> FluidScheduler:
         """Our scheduler fitted to a system."""
-        key = digest("fluid", dataclasses.asdict(config), self.parameters.fluid_iterations)
-        return fitted(
-            Model.draw(config), self.folder / "fluid" / f"{key}.safetensors", self.parameters.fluid_iterations
-        )
+        iterations = self.parameters.fluid_iterations if iterations is None else iterations
+        key = digest("fluid", dataclasses.asdict(config), iterations)
+        return fitted(Model.draw(config), self.folder / "fluid" / f"{key}.safetensors", iterations)
 
     def curves(self) -> pd.DataFrame:
         """Delay of every episode and seed while training, and of `LINES`, ours and the bound on the same arrivals."""
@@ -179,7 +179,7 @@ class Study:
         for load in tqdm([None, *p.loads], desc="loads", disable=not self.progress):
             config = self.config if load is None else self.config.at_load(load)
             episodes, seeds = (p.episodes, p.seeds) if load is None else (p.load_episodes, p.load_seeds)
-            rules = self._rules(config, tuple(YARDSTICKS))
+            rules = self._rules(config, tuple(YARDSTICKS), p.fluid_iterations)
             methods = p.methods if load is None else p.load_methods
             learned = [self._learned(Training(m, config, episodes, tuple(seeds)), load is None) for m in methods]
             parts.append(pd.concat([rules, *learned]).assign(load=round(load or published, 4)))
@@ -192,7 +192,7 @@ class Study:
             sweep_points(self.config, p), desc="sweeps", disable=not self.progress
         ):
             training = Training("LAD-TS", config, p.sweep_episodes, tuple(p.sweep_seeds), settings)
-            both = [self._rules(config, LINES), self._learned(training)]
+            both = [self._rules(config, LINES, p.sweep_fluid_iterations), self._learned(training)]
             parts.append(pd.concat(both).assign(axis=axis, value=value, load=round(Model.draw(config).load, 4)))
         return self._written("sweeps", pd.concat(parts))
 
@@ -235,20 +235,22 @@ class Study:
                 parts += [pd.DataFrame({"method": m, **columns, "delay_s": d.round(4)}) for m, d in delays.items()]
         return pd.concat(parts)
 
-    def _rules(self, config: MecConfig, names: Sequence[str]) -> pd.DataFrame:
+    def _rules(self, config: MecConfig, names: Sequence[str], iterations: int) -> pd.DataFrame:
         """Rows of the named yardsticks, ours, and the bound."""
         episodes = self.parameters.evaluation_episodes
 
         def compute() -> pd.DataFrame:
             model = Model.draw(config)
             policies = {name: policy for name, policy in yardsticks(model).items() if name in names}
-            policies[OURS] = self.ours(config).policy()
-            rows = [row for name, policy in policies.items() for row in measure(name, policy, model, episodes)]
+            policies[OURS] = self.ours(config, iterations).policy()
+            rows = []
+            for name, policy in policies.items():
+                rows += measure(name, policy, model, min(episodes, SLOW.get(name, episodes)))
             bound = lower_bound(model, Arrivals.draw(config, range(episodes), REPORT_SEED)).round(4)
             rows += [{"policy": BOUND, "seed": 0, "episode": e, "mean_s": bound[e]} for e in range(episodes)]
             return pd.DataFrame(rows).assign(trained=0)
 
-        key = ["rules", dataclasses.asdict(config), list(names), episodes, self.parameters.fluid_iterations]
+        key = ["rules", dataclasses.asdict(config), list(names), episodes, iterations]
         return self._piece(key, compute)
 
     def _learned(self, training: Training, long: bool = False) -> pd.DataFrame:
