@@ -28,6 +28,7 @@ from .system import Floats, Ints, Model
 
 FEATURES = 4
 PLACES = 5  # groups of stations in the order of the slot
+CHECK_EVERY = 15  # iterations
 LARGEST_GRADIENT = 0.3  # norm; usual ones stay below 0.1
 
 
@@ -106,22 +107,40 @@ class FluidScheduler:
         """Gradient descent (Adam, cosine to zero) on the noisy fluid delay of fresh arrivals; returns its course.
 
         Without the noise the fit trusts splits that only a fluid can keep: near load 1 such queues run away. Gradients
-        through tens of slots explode where a queue does, so their norm is cut.
+        through tens of slots explode where a queue does, so their norm is cut, and every `CHECK_EVERY` iterations the
+        parameters that were best on held-out arrivals are kept, or taken back if the present ones are much worse.
         """
         generator = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.Adam(self.parameters.values(), lr=learning_rate)
+        values = list(self.parameters.values())
+        optimiser = torch.optim.Adam(values, lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(iterations, 1))
-        course = []
+        course, least, best = [], self._held_out(seed), [v.detach().clone() for v in values]
         for iteration in range(iterations):
             counts = self._counts(range(iteration * batch, (iteration + 1) * batch), seed)
             loss = self.fluid_delay(counts, generator).mean()
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), LARGEST_GRADIENT)
+            torch.nn.utils.clip_grad_norm_(values, LARGEST_GRADIENT)
             optimiser.step()
             schedule.step()
             course.append(loss.item())
+            last = iteration + 1 == iterations
+            if (iteration + 1) % CHECK_EVERY and not last:
+                continue
+            held_out = self._held_out(seed)
+            if held_out < least:
+                least, best = held_out, [v.detach().clone() for v in values]
+            elif last or held_out > 1.1 * least:
+                for value, kept in zip(values, best, strict=True):
+                    value.data.copy_(kept)
+                optimiser.state.clear()
         return course
+
+    @torch.no_grad()
+    def _held_out(self, seed: int) -> float:
+        """Noisy fluid delay on arrivals and noise that are the same each time and never learned from, seconds."""
+        generator = torch.Generator().manual_seed(seed)
+        return float(self.fluid_delay(self._counts(range(10**6, 10**6 + 8), seed), generator).mean())
 
     def _counts(self, episodes: range, seed: int) -> Tensor:
         config = self.model.config
