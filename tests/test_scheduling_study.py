@@ -179,6 +179,9 @@ def test_claims_say_what_the_curves_show():
     assert table["measured"]["LAD-TS is below DQN-TS (% lower)"] == pytest.approx(20, abs=0.2)
     assert verdicts["by 8.58 to 30.67 % (SAC-TS)"] == "does not hold"
     assert verdicts["80 % fewer episodes than DQN-TS"] == "holds"
+    short = claims.check(curves[(curves["method"] != "SAC-TS") | (curves["episode"] <= 60)]).set_index("claim")
+    assert short["verdict"]["70 % fewer episodes than SAC-TS"] == "cannot be told"
+    assert short["episodes"]["LAD-TS is below SAC-TS (% lower)"] == 60
     assert verdicts["70 % fewer episodes than SAC-TS"] == "does not hold"
     assert verdicts["LAD-TS is near Opt-TS (% above, within 5)"] == "holds"
     assert verdicts["not claimed: LAD-TS is below capacity-weighted random (% above)"] == "holds"
