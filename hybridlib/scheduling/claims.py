@@ -180,7 +180,8 @@ def acceptance(curves: pd.DataFrame, capacity_rule_s: float) -> pd.DataFrame:
         rows.append((what, wanted, f"{value:.2f} s{spread if values.size > 1 else ''}", low <= value <= high))
 
     for method, low, high in (("LAD-TS", 15.0, 19.0), ("SAC-TS", 25.0, 65.0), ("DQN-TS", 25.0, 65.0)):
-        add(f"(e) {method}, episode 1", by_seed(curves, method)[:, 0], low, high)
+        if method in set(curves["method"]):
+            add(f"(e) {method}, episode 1", by_seed(curves, method)[:, 0], low, high)
     add("(f) capacity-proportional rule, 20 published episodes", np.array([capacity_rule_s]), 7.52, 7.82)
     smooth = trailing(by_seed(curves, "LAD-TS"))
     for episode, low, high in ((60, 8.5, 9.2), (300, 0.0, 8.1), (500, 7.4, 7.9)):
