@@ -106,7 +106,7 @@ def over_load(panels: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
     Args:
         panels: panel -> leaderboard (columns policy, load, mean_s).
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 + 4.6 * len(panels), 4.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 + 4.6 * len(panels), 5.4), sharey=True, squeeze=False)
     for ax, (panel, table) in zip(axes[0], panels.items(), strict=True):
         bounds = table[table["policy"] == "lower bound"].groupby(["load", "episode"])["mean_s"].mean()
         shown = table[(table["policy"] != "lower bound") & ~table["policy"].str.contains("arg-max")]
@@ -125,7 +125,7 @@ def over_load(panels: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
             str(p): (ratio[p].dropna().iloc[-1], _style(str(p))["color"] if p not in others else "#aab0b7")
             for p in ratio
         }
-        _label_right(ax, last)
+        _label_right(ax, last, gap=0.04)
     axes[0][0].set_ylabel("mean delay / proven lower bound")
     return finished(figure, title)
 

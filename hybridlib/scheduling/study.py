@@ -7,6 +7,7 @@ its numbers, and a training goes on from its checkpoint, so a killed run goes on
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -146,7 +147,8 @@ class Study:
     """The parts of study 08 under one set of parameters; `folder` holds tables, checkpoints and finished pieces."""
 
     def __init__(self, parameters: SchedulingParameters, folder: Path, progress: bool = True) -> None:
-        self.parameters, self.folder, self.progress = parameters, folder, progress
+        self.parameters, self.folder = parameters, folder
+        self.progress = progress and "TQDM_DISABLE" not in os.environ  # an explicit `disable` would override it
         self.config = MecConfig(parameters.servers, parameters.max_tasks, parameters.slots)
 
     def training(self, method: str) -> Training:
