@@ -52,7 +52,8 @@ def test_a_finished_study_is_read_back_and_an_interrupted_one_goes_on(tmp_path, 
     wanted = {name: getattr(first, name)() for name in ("curves", "leaderboard", "sweeps", "quirks")}
     for name in wanted:
         assert (tmp_path / f"{name}.json").is_file()
-    assert not list((tmp_path / "training").glob("*[0-9a-f]" * 24 + ".safetensors"))[len(SWITCHES) + 6 :]
+    names = {path.name for path in (tmp_path / "training").iterdir()}
+    assert names == {"LAD-TS.safetensors", "DQN-TS.safetensors"}  # short trainings leave none behind
 
     lost = sorted((tmp_path / "pieces").iterdir())[::3]  # a third of the pieces is made again
     for path in lost:

@@ -222,6 +222,9 @@ def effects(table: pd.DataFrame, label: str, value: str, xlabel: str, title: str
         ax.plot(entry[value], row, "o", color=colour, markersize=5)
     ax.axvline(0, color="#9aa1a9", linewidth=1, zorder=0)
     ax.set(yticks=range(len(table)), yticklabels=table[label], xlabel=xlabel)
+    if max(abs(table["low"].min()), table["high"].max()) > 20:  # one runaway must not hide the rest
+        ax.set_xscale("symlog", linthresh=1, linscale=1.5)
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.invert_yaxis()
     return finished(figure, title)
 

@@ -57,7 +57,7 @@ def shipped_split(slots: tuple[int, ...] = (0, 15, 45)) -> tuple[FluidScheduler,
     return scheduler, queues
 
 
-def latency(slots: int = 10) -> pd.DataFrame:
+def latency(slots: int = 6) -> pd.DataFrame:
     """Median time of a decision for a whole slot (ms) and per task of it (microseconds), fastest first."""
     model = Model.draw()
     policies = yardsticks(model) | {name: shipped.load(name) for name in (*LEARNERS, OURS)}

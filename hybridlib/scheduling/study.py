@@ -272,6 +272,7 @@ class Study:
         """A training whose checkpoint lives only until it is finished."""
         checkpoint = self.folder / "training" / f"{digest(dataclasses.asdict(training))}.safetensors"
         learner, curve = training.run(checkpoint, self.progress)
+        checkpoint.unlink()
         return learner, training.curve_table(curve)
 
     def _short_curve(self, training: Training) -> pd.DataFrame:
