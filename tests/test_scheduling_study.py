@@ -16,7 +16,7 @@ from hybridlib.scheduling.heuristics import YARDSTICKS, greedy_oracle, scaled_si
 from hybridlib.scheduling.lad import LadTs
 from hybridlib.scheduling.sac import SacTs
 from hybridlib.scheduling.system import Arrivals, MecConfig, Model
-from hybridlib.scheduling.variants import SWITCHES, sweep_points
+from hybridlib.scheduling.variants import sweep_points
 
 TINY = SchedulingParameters(
     servers=3,

@@ -224,6 +224,7 @@ def effects(table: pd.DataFrame, label: str, value: str, xlabel: str, title: str
     ax.set(yticks=range(len(table)), yticklabels=table[label], xlabel=xlabel)
     if max(abs(table["low"].min()), table["high"].max()) > 20:  # one runaway must not hide the rest
         ax.set_xscale("symlog", linthresh=1, linscale=1.5)
+        ax.margins(x=0.06)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.invert_yaxis()
     return finished(figure, title)
