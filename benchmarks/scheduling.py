@@ -6,11 +6,15 @@ agents learn are timed. Seconds are processor seconds of this process, so other 
 little; use one thread for both sides.
 
 `OMP_NUM_THREADS=1 python benchmarks/scheduling.py --rounds 5`
+
+`--curves 12` instead lets the script train that many whole episodes (about a minute each) on the arrivals that our
+seed 0 meets, and writes its learning curve to `data/results/08_script_curve.csv`; the notebook shows it beside ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -18,8 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
+from hybridlib.files import write_atomically
+from hybridlib.paths import RESULTS
 from hybridlib.scheduling.environment import Environment, simulate
 from hybridlib.scheduling.lad import LadTs
 from hybridlib.scheduling.system import Arrivals, Model
@@ -37,7 +44,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds our side trains side by side (default 5)")
     parser.add_argument("--script-slots", type=int, default=2, help="slots the script plays each round (default 2)")
+    parser.add_argument("--curves", type=int, default=0, help="episodes the script trains; nothing is timed then")
     arguments = parser.parse_args()
+    if arguments.curves:
+        return script_curve(arguments.curves)
     print(f"{torch.get_num_threads()} thread(s), published size: 20 servers, up to 50 tasks a station, 60 slots")
     decisions(arguments.rounds)
     training(arguments.rounds, arguments.seeds, arguments.script_slots)
@@ -91,6 +101,28 @@ def training(rounds: int, seeds: int, script_slots: int) -> None:
     print(f"LAD-TS, one task at a time: {summary(theirs)} episodes per CPU second")
     print(f"LAD-TS, batched, {seeds} seeds: {summary(ours)} episodes per CPU second")
     print(f"ratio: {summary(ratios)} over {rounds} rounds")
+
+
+def script_curve(episodes: int, seed: int = 0) -> None:
+    """Mean delay of every episode of one training of the script, the file rewritten after each."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    model = Model.draw()
+    system = [np.array(values) for values in mec_loop.published_system()[:4]]
+    arrivals_of = common_arrivals(model.config, [seed])
+    agents = [lad_script.Agent(b, 20) for b in range(20)]
+    memory = np.random.default_rng(seed).normal(size=(60, 20, 50, 20)).astype(np.float32)
+    rows = []
+    for episode in range(1, episodes + 1):
+        arrivals = arrivals_of(episode - 1)
+        sizes = [
+            [s[:m] for s, m in zip(*slot, strict=True)]
+            for slot in zip(arrivals.size[0], arrivals.count[0], strict=True)
+        ]
+        delays = lad_script.play_slots(agents, system, sizes, memory, lad_script.Draws(), 59)
+        rows.append({"episode": episode, "seed": seed, "delay_s": round(float(np.mean(delays)), 4)})
+        print(rows[-1], flush=True)
+        write_atomically(RESULTS / "08_script_curve.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
 
 def summary(values: list[float], scale: float = 1.0) -> str:

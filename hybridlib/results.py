@@ -33,6 +33,13 @@ TABLES = {
         "07_compression_surface/links",
         ["run", "step", "family", "codec", "message_bytes", "bits_per_value", "latent_mse", "psnr", "ssim"],
     ),
+    "08_curves": ("08_lad_ts/curves", ["method", "seed", "episode", "delay_s"]),
+    "08_leaderboard": (
+        "08_lad_ts/leaderboard",
+        ["load", "policy", "trained", "seed", "episode", "mean_s", "p50_s", "p95_s", "p99_s"],
+    ),
+    "08_sweeps": ("08_lad_ts/sweeps", ["axis", "value", "load", "policy", "trained", "seed", "episode", "mean_s"]),
+    "08_quirks": ("08_lad_ts/quirks", ["switch", "seed", "episode", "delay_s"]),
 }
 
 

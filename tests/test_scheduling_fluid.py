@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from hybridlib.scheduling.bounds import lower_bound
 from hybridlib.scheduling.environment import View, simulate
-from hybridlib.scheduling.fluid import FluidScheduler, balanced_split, counts_of
+from hybridlib.scheduling.fluid import FluidScheduler, balanced_split
 from hybridlib.scheduling.heuristics import YARDSTICKS
 from hybridlib.scheduling.system import Arrivals, MecConfig, Model
 
@@ -19,28 +21,36 @@ def test_fluid_delay_is_the_exact_one_where_tasks_are_identical_and_the_choice_i
     model = Model(config, np.full(1, 2.0), np.full(1, 1e12), np.full(4, 0.7), np.ones(4))
     arrivals = Arrivals.draw(config, range(3))
     exact = simulate(model, lambda view, _: np.zeros(view.size.shape, int), arrivals).mean_s
-    fluid = FluidScheduler(model).fluid_delay(counts_of(arrivals))
+    scheduler = FluidScheduler(model)
+    fluid = scheduler.fluid_delay(scheduler.count_tasks(arrivals.count[:, :-1]))
     assert fluid.tolist() == pytest.approx(exact.tolist(), rel=1e-9)
 
 
 def test_fluid_delay_equals_a_loop_over_its_definition():
-    model, arrivals = Model.draw(SMALL), Arrivals.draw(SMALL, [0])
+    config = dataclasses.replace(SMALL, servers=7)
+    model, arrivals = Model.draw(config), Arrivals.draw(config, [0])
     scheduler = FluidScheduler(model)
     with torch.no_grad():
-        scheduler.parameters["outer"].normal_(generator=torch.Generator().manual_seed(0))
-    backlog, total, tasks = np.zeros(3), 0.0, 0
+        for name in ("outer", "place"):
+            scheduler.parameters[name].normal_(generator=torch.Generator().manual_seed(0))
+    places = [[0, 1], [2], [3, 4], [5], [6]]  # stations
+    backlog, total, tasks = np.zeros(7), 0.0, 0
     for t in range(5):
         logits = scheduler.logits(torch.tensor(backlog)[None])[0].detach().numpy()
-        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        number = [(arrivals.count[0, t] > n).sum() for n in range(4)]
-        placed = [sum(number[n] * p[n, j] * model.work[n] for n in range(4)) for j in range(3)]
-        for n in range(4):
-            for j in range(3):
-                wait = (backlog[j] + placed[j] / 2 + model.work[n] / 2) / model.capacity[j]
-                total += number[n] * p[n, j] * wait
-            tasks += number[n]
-        backlog = np.maximum(backlog + placed - model.capacity, 0)
-    assert scheduler.fluid_delay(counts_of(arrivals)).item() == pytest.approx(total / tasks, rel=1e-12)
+        before = backlog.copy()
+        for place, stations in enumerate(places):
+            p = np.exp(logits[place]) / np.exp(logits[place]).sum(axis=1, keepdims=True)
+            number = [sum(arrivals.count[0, t, b] > n for b in stations) for n in range(4)]
+            placed = [sum(number[n] * p[n, j] * model.work[n] for n in range(4)) for j in range(7)]
+            for n in range(4):
+                for j in range(7):
+                    wait = (before[j] + placed[j] / 2 + model.work[n] / 2) / model.capacity[j]
+                    total += number[n] * p[n, j] * wait
+                tasks += number[n]
+            before += placed
+        backlog = np.maximum(before - model.capacity, 0)
+    counts = scheduler.count_tasks(arrivals.count[:, :-1])
+    assert scheduler.fluid_delay(counts).item() == pytest.approx(total / tasks, rel=1e-12)
 
 
 def test_balanced_split_gives_each_server_its_share_of_work():
@@ -95,7 +105,7 @@ def test_spreading_keeps_the_probabilities():
     for slot in range(500):
         view = View(model, slot, size, size > 0, np.zeros((1, 3)), np.zeros(1, int))
         counts += np.eye(3)[policy(view, np.random.default_rng(0))[0]]
-    wanted = FluidScheduler(model, sharpness=2.0).logits(torch.zeros(1, 3, dtype=torch.float64)).softmax(2)[0]
+    wanted = FluidScheduler(model, sharpness=2.0).logits(torch.zeros(1, 3, dtype=torch.float64)).softmax(3)[0, 0]
     # A golden-ratio sequence of 500 points has a discrepancy below 1 %.
     np.testing.assert_allclose(counts / 500, np.broadcast_to(wanted.detach(), (3, 4, 3)), atol=0.01)
 

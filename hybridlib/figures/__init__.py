@@ -11,23 +11,31 @@ from .quality import (
     similarity_histogram,
     similarity_matrix,
 )
+from .scheduling import delay_spread, effects, learning_curves, over_load, script_curve, split_map, sweeps
 from .style import use_house_style
 
 __all__ = [
     "bytes_needed",
     "cost_bars",
+    "delay_spread",
+    "effects",
     "filmstrip",
     "fit_parameters",
     "fitted_curves",
     "image_grid",
     "interval_lines",
+    "learning_curves",
+    "over_load",
     "parabola_fits",
     "public_candidates",
     "quality_contours",
     "quality_lines",
     "quality_surface",
     "rate_distortion",
+    "script_curve",
     "similarity_histogram",
     "similarity_matrix",
+    "split_map",
+    "sweeps",
     "use_house_style",
 ]

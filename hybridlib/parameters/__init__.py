@@ -1,0 +1,31 @@
+"""Parameters of the studies, checked before anything runs."""
+
+from .base import Parameters, PromptParameters, SamplingParameters
+from .studies import (
+    STUDIES,
+    AlignmentParameters,
+    CompressionParameters,
+    FidelityParameters,
+    FiguresParameters,
+    HiqmParameters,
+    QualityParameters,
+    SchedulingParameters,
+    SimilarityParameters,
+    SweepParameters,
+)
+
+__all__ = [
+    "STUDIES",
+    "AlignmentParameters",
+    "CompressionParameters",
+    "FidelityParameters",
+    "FiguresParameters",
+    "HiqmParameters",
+    "Parameters",
+    "PromptParameters",
+    "QualityParameters",
+    "SamplingParameters",
+    "SchedulingParameters",
+    "SimilarityParameters",
+    "SweepParameters",
+]
