@@ -231,7 +231,7 @@ class Adaptive(IndexCodec):
     def _synthesise(self, side: bytes, indices: Integers, shape: Shape, dtype: torch.dtype) -> Tensor:
         channels, height, width = shape
         basis, counts = _basis(_block(height), _block(width))
-        coefficients = indices.reshape(channels, sum(counts), -1) * np.float32(self.step)
+        coefficients = indices.reshape(channels, sum(counts), -1).astype(np.float32) * np.float32(self.step)
         values = _from_blocks(basis.T @ coefficients, height, width)
         if side:
             alpha, seed = struct.unpack("<eq", side.ljust(10, b"\0"))
