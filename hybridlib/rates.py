@@ -15,7 +15,6 @@ import pandas as pd
 
 from . import links
 from .codecs import Adaptive, Codec, DecimalRounding, MinMax
-from .codecs.message import Message
 from .files import write_json, write_table
 from .fits import Array, interval, resamples
 from .study import provenance
@@ -78,7 +77,7 @@ def measure_rates(
 
     Returns:
         One row per prompt, seed, step and codec: family, codec, prompt_index, seed, step, message_bytes (with header),
-        payload_bytes, bits_per_value (of the message), latent_mse.
+        bits_per_value (of the message), latent_mse.
     """
     from .sampler import sample
 
@@ -105,7 +104,6 @@ def measure_rates(
                         "seed": seeds[seed],
                         "step": step,
                         "message_bytes": len(message),
-                        "payload_bytes": len(Message.open(message).payload),
                         "bits_per_value": 8 * len(message) / latents[0].numel(),
                         "latent_mse": errors[number],
                     }

@@ -7,8 +7,9 @@ softmax(logits[w, j]), where the logits of task size w and server j start as a b
 with the waiting times L / C through one small network a server, and with the place of its station in the order of the
 slot: who comes late finds queues that others have just filled. The expected queues under such a policy are
 differentiable, so it is fitted by plain gradient descent on the mean delay itself, on a fluid in which tasks are
-divisible. It sees what an agent of LAD-TS sees, its task's size and work and
-the backlog at slot start; the capacities enter only the fit, as they enter LAD-TS through its rewards.
+divisible. It sees the state of a LAD-TS agent, its task and the backlog at slot start, and knows its station and slot,
+which the networks and the memory of LAD-TS tell apart as well. The capacities enter only the fit; LAD-TS has to learn
+them from its rewards, so the comparison is one of what is seen, not of what is known of the system.
 """
 
 from __future__ import annotations
