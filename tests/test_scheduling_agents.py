@@ -12,11 +12,12 @@ from hybridlib.scheduling import training
 from hybridlib.scheduling.d2sac import D2sacA, D2sacB, D2sacBSettings
 from hybridlib.scheduling.diffusion import DiffusionActor, Schedule, embedding, mish
 from hybridlib.scheduling.dqn import DqnSettings, DqnTs
-from hybridlib.scheduling.environment import Environment
+from hybridlib.scheduling.environment import Environment, simulate
 from hybridlib.scheduling.lad import LadSettings, LadTs
 from hybridlib.scheduling.networks import SeededDraws, StackedAdam, choose
 from hybridlib.scheduling.replay import Replay
 from hybridlib.scheduling.sac import SacSettings, SacTs
+from hybridlib.scheduling.study import as_policy
 from hybridlib.scheduling.system import Arrivals, MecConfig, Model
 
 LEARNERS = [LadTs, D2sacA, D2sacB, SacTs, DqnTs]
@@ -385,8 +386,11 @@ def test_evaluation_changes_nothing_but_the_memory():
     learner = quick(LadTs)
     training.train(learner, 2, progress=False)
     before = {name: t.clone() for name, t in learner.all_tensors().items() if name != "memory"}
-    episodes = [Arrivals.draw(learner.model.config, [e], seed=9) for e in range(2)]
-    assert training.evaluate(learner, episodes, greedy=True).shape == (2, 1)
+    policy = as_policy(learner, greedy=True)
+    for episode in range(2):
+        arrivals = Arrivals.draw(learner.model.config, [episode], seed=9)
+        assert simulate(learner.model, policy, arrivals).mean_s.shape == (1,)
+    assert not learner.greedy
     for name, tensor in before.items():
         assert torch.equal(tensor, learner.all_tensors()[name]), name
 

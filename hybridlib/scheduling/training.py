@@ -113,18 +113,17 @@ class Learner:
         states[..., 2:] = view.backlog[:, None, None, :]
         return torch.from_numpy(states.reshape(-1, shape[2], 2 + self.servers)).to(self.dtype)
 
-    def play_slot(self, environment: Environment, learn: bool = True) -> Floats:
+    def play_slot(self, environment: Environment) -> Floats:
         """Act on all tasks of the slot, store the transitions and learn; returns the delays (seeds, B, N)."""
         view = environment.view()
         states = self.states(view)
         present = torch.from_numpy(view.present.reshape(self.groups, -1))
         actions, extra = self.act_on(view.slot, states, present)
         delays = environment.step(actions.numpy().reshape(view.size.shape))
-        if learn:
-            reward = torch.from_numpy(-delays.reshape(self.groups, -1)).to(self.dtype)
-            values = {"state": states, "next_state": self._next_states(states, present, environment)}
-            self.replay.append(values | {"reward": reward, "action": actions} | extra, present)
-            self._learn()
+        reward = torch.from_numpy(-delays.reshape(self.groups, -1)).to(self.dtype)
+        values = {"state": states, "next_state": self._next_states(states, present, environment)}
+        self.replay.append(values | {"reward": reward, "action": actions} | extra, present)
+        self._learn()
         return delays
 
     def _next_states(self, states: Tensor, present: Tensor, environment: Environment) -> Tensor:
@@ -235,7 +234,7 @@ def train(
     return Curve(np.array(delays[:episodes]), before + time.monotonic() - began)
 
 
-def play_episode(learner: Learner, episode: int, arrivals: Arrivals, learn: bool = True) -> Floats:
+def play_episode(learner: Learner, episode: int, arrivals: Arrivals) -> Floats:
     """Mean delay of each seed over one episode, seconds, shape (seeds,); batch row s of `arrivals` is seed s."""
     if len(arrivals.count) != len(learner.seeds):
         raise ValueError(f"arrivals must have one episode a seed ({len(learner.seeds)}), got {len(arrivals.count)}")
@@ -243,17 +242,8 @@ def play_episode(learner: Learner, episode: int, arrivals: Arrivals, learn: bool
     learner.draws.restart(episode + 1)
     total = np.zeros(len(learner.seeds))
     for _ in range(environment.slots):
-        total += learner.play_slot(environment, learn).sum(axis=(1, 2))
+        total += learner.play_slot(environment).sum(axis=(1, 2))
     return total / arrivals.tasks
-
-
-def evaluate(learner: Learner, arrivals: Sequence[Arrivals], greedy: bool = False) -> Floats:
-    """Mean delay (episodes, seeds) without learning; with `greedy`, each agent takes its likeliest server."""
-    learner.greedy = greedy
-    try:
-        return np.array([play_episode(learner, 10**6 + e, a, learn=False) for e, a in enumerate(arrivals)])
-    finally:
-        learner.greedy = False
 
 
 def save(learner: Learner, path: Path, delays: Sequence[Floats], seconds: float) -> None:
