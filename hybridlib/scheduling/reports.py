@@ -84,8 +84,7 @@ def _decision_seconds(model: Model, policy: Policy, slots: int) -> tuple[Floats,
 
 def quirk_table() -> pd.DataFrame:
     """The known inconsistencies of the published code, and the switch of each."""
-    table = pd.DataFrame.from_dict({name: quirk._asdict() for name, quirk in QUIRKS.items()}, orient="index")
-    return table.rename(columns={"published": "published (default)"})
+    return pd.DataFrame.from_dict({name: quirk._asdict() for name, quirk in QUIRKS.items()}, orient="index")
 
 
 def further_effects(curves: pd.DataFrame, leaderboard: pd.DataFrame, sweeps: pd.DataFrame) -> pd.DataFrame:
