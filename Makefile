@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 reproduce: env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
-	$(RUN) -m hybridlib.reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+	$(RUN) -m hybridlib.study.reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 test: env  ## the test suite, then every committed notebook against its stored outputs
 	$(RUN) -m pytest
@@ -39,7 +39,7 @@ notebooks: env  ## execute the committed notebooks in place with their smoke def
 	$(VENV)/bin/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
 results: env  ## take the tables of a finished miniature-full run into data/results
-	$(RUN) -m hybridlib.results --profile miniature-full
+	$(RUN) -m hybridlib.study.results --profile miniature-full
 
 bench: env  ## both sides of every speed or size claim, in one run each
 	$(RUN) benchmarks/study01.py

@@ -21,13 +21,13 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
-from hybridlib import models
 from hybridlib.codecs import Adaptive, DecimalRounding, Message, MinMax, Raw, empirical_entropy
 from hybridlib.codecs.quantisers import IndexCodec
+from hybridlib.denoising import models
+from hybridlib.denoising.sampler import sample
+from hybridlib.denoising.trajectory import Trajectory
 from hybridlib.noise import initial_noise
 from hybridlib.prompts import PromptSet
-from hybridlib.sampler import sample
-from hybridlib.trajectory import Trajectory
 
 RATIOS = (0.25, 0.5, 1.0)
 CODECS = (

@@ -26,12 +26,12 @@ import piq
 import torch
 from PIL import Image
 
+from hybridlib.denoising.models import locate
 from hybridlib.files import read_image, write_image
 from hybridlib.metrics import Metric
 from hybridlib.metrics.alignment import ClipAlignment
 from hybridlib.metrics.fidelity import Brisque, SupportVectors
 from hybridlib.miniature.scenes import captions, render, sample_scenes
-from hybridlib.models import locate
 
 PROMPTS = 20
 Score = Callable[[list[Image.Image], list[str]], np.ndarray]

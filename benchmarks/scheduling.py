@@ -27,10 +27,11 @@ import torch
 
 from hybridlib.files import write_atomically
 from hybridlib.paths import RESULTS
-from hybridlib.scheduling.environment import Environment, simulate
-from hybridlib.scheduling.lad import LadTs
-from hybridlib.scheduling.system import Arrivals, Model
-from hybridlib.scheduling.training import common_arrivals
+from hybridlib.scheduling.learners.lad import LadTs
+from hybridlib.scheduling.learners.training import common_arrivals
+from hybridlib.scheduling.system.arrivals import Arrivals
+from hybridlib.scheduling.system.environment import Environment, simulate
+from hybridlib.scheduling.system.model import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference import lad_script, mec_loop

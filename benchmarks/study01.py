@@ -19,10 +19,11 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from hybridlib import grids, models
+from hybridlib.denoising import models
 from hybridlib.files import write_image
+from hybridlib.hybrid import grids
 from hybridlib.prompts import PromptSet
-from hybridlib.study import Settings, generate
+from hybridlib.study.runner import Settings, generate
 
 SETTINGS = Settings(28, 64, 64, max_sequence_length=1)
 

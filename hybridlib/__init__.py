@@ -1,27 +1,16 @@
 """hybridlib: every method is a path through a denoising tree.
 
-trajectory   seeds, segments, and the tree that generations with a common beginning form
-noise        the initial noise of a seed
+Floors, from the ground up; imports run downwards only, and wings do not import each other.
+
+paths files noise intervals fits prompts   used by all, use nothing above
 codecs       latents as bytes and back, at any segment border
-denoisers    diffusion models behind one protocol, a conditioning for every row
-state        a generation stopped half-way: save, send, resume
-sampler      walks the tree, everything alive at a step in one batch
-pipelines    diffusers pipelines with public and personal prompts
-models       by name: a shipped miniature, a local folder, a hub id
-prompts      prompt sets and the similarity of their prompts
-grids        the published grids as tables of trajectories
-files        images and tables on disk, whole or not at all
-study        tables to images and scores on disk, resumable
+denoising    trajectories and the tree they share, denoisers, sampler, state, pipelines, models by name
 metrics      alignment, fidelity, distortion, sentence similarity
-fits         sigmoids, and intervals over prompts
-hiqm         quality by common step and prompt similarity
-planning     one quality surface, and how many steps to share
-claims       what was published, tested on what was measured
-results      tables of full runs that ship with the project
-spreadsheets the published layouts, both ways
-compression  fits of image quality against step and strength
+study        checked parameters, resumable runs, shipped results, all notebooks in one command
+hybrid       wing 1: hybrid inference; published grids, quality curves (HIQM), planning, claims
+compression  wing 2: latent compression; published grids, measured bytes, surfaces, claims
+scheduling   wing 4: edge servers and image tasks; system, rules, learners, study
 figures      the house style and the recurring plots
-scheduling   edge servers and image tasks: environment, yardsticks, bounds, learners
 miniature    captioned scenes and the recipes of the shipped models
 """
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from factories import random_sd3
 
-from hybridlib import models
+from hybridlib.denoising import models
 
 
 def pytest_collection_modifyitems(items):

@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
 
+from hybridlib.denoising.pipelines import HybridStableDiffusion3Pipeline
 from hybridlib.miniature.tokens import MAX_TOKENS, build_tokenizer
-from hybridlib.pipelines import HybridStableDiffusion3Pipeline
 
 
 def random_sd3(with_t5: bool = False, seed: int = 0) -> HybridStableDiffusion3Pipeline:

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hybridlib.fits import clustered_means, factorial_effects, fit_sigmoid, interval, paired_changes, sigmoid
+from hybridlib.fits import fit_sigmoid, sigmoid
+from hybridlib.intervals import clustered_means, factorial_effects, interval, paired_changes
 from hybridlib.paths import PUBLISHED
 
 STEPS = np.arange(28.0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from ..planning import QualitySurface
+    from ..hybrid.planning import QualitySurface
 
 
 def similarity_matrix(matrix: np.ndarray, names: Sequence[str], boundaries: Sequence[int], title: str = "") -> Figure:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..scheduling.fluid import FluidScheduler
+    from ..scheduling.rules.fluid import FluidScheduler
 
 # Learners in colour, rules in grey, ours and the bound dark: the same in every figure.
 COLOURS = {

@@ -17,7 +17,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL.Image import Image
 from torch import Tensor
 
-from ..models import locate
+from ..denoising.models import locate
 from .base import check_counts, default_device, file_sha256
 
 

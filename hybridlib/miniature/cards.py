@@ -15,7 +15,8 @@ _ABOUT = {
     "mini-sd3": (
         "A complete Stable Diffusion 3 pipeline in miniature: autoencoder (16 latent channels, 8x downsampling), two "
         "CLIP text encoders with a vocabulary of their own, an SD3 transformer and the flow-matching Euler scheduler "
-        "with shift 3.0. There is no T5; `hybridlib.models.load` passes `text_encoder_3=None, tokenizer_3=None`.",
+        "with shift 3.0. There is no T5; `hybridlib.denoising.models.load` passes `text_encoder_3=None` and "
+        "`tokenizer_3=None`.",
         "It draws one or two shapes on six grounds in three lights at 64x64 pixels and knows no other word; a lone "
         "shape stands near the middle, as in its corpus. Prompts are cut at 16 tokens. Numbers measured on it say how "
         "a method behaves on a small model, not on SD3.",

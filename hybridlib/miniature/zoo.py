@@ -10,8 +10,8 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from ..denoising.models import load
 from ..files import write_atomically
-from ..models import load
 from ..paths import MODELS, OUTPUTS
 from . import clip, diffusion, vae
 from .judge import Judge, accuracy, arrangement_correct, objects_correct
@@ -84,8 +84,8 @@ def load_clip(folder: Path) -> tuple[open_clip.CLIP, open_clip.HFTokenizer]:
 
 
 def _generation_quality(pipeline: Any, judge: Judge, objects: int, images: int) -> dict[str, float]:
-    from ..sampler import sample
-    from ..trajectory import Trajectory
+    from ..denoising.sampler import sample
+    from ..denoising.trajectory import Trajectory
 
     pool = sample_scenes(4 * images, seed=900_004)
     scenes = pool[(pool.count == objects).nonzero()[:images, 0]]

@@ -1,0 +1,58 @@
+"""Models by name: a miniature shipped here, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..paths import MODELS
+
+if TYPE_CHECKING:
+    from .pipelines import HybridStableDiffusion3Pipeline
+
+
+def locate(name: str) -> str:
+    """The folder of a miniature or local model, or the hub id itself."""
+    shipped = MODELS / name
+    if shipped.is_dir():
+        return str(shipped)
+    if Path(name).is_dir():
+        return name
+    if name.startswith("mini-"):
+        raise ValueError(
+            f"no miniature model {name!r} in {MODELS}; shipped: {sorted(p.name for p in MODELS.glob('mini-*'))}"
+        )
+    return name
+
+
+def load(name: str, device: str | None = None, dtype: str | None = None) -> HybridStableDiffusion3Pipeline:
+    """A hybrid SD3 pipeline from a miniature name, a local folder or a hub id.
+
+    Args:
+        device: "cuda" where there is a GPU, else "cpu", by default.
+        dtype: "float32" on the CPU and "float16" elsewhere, by default.
+
+    Raises:
+        ValueError: if a hub id cannot be reached, naming the local-folder alternative.
+    """
+    import torch
+
+    from .pipelines import HybridStableDiffusion3Pipeline
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("float32" if device == "cpu" else "float16")
+    location = locate(name)
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if Path(location).is_dir() and not (Path(location) / "text_encoder_3").is_dir():
+        options |= {"text_encoder_3": None, "tokenizer_3": None}
+    try:
+        pipeline = HybridStableDiffusion3Pipeline.from_pretrained(location, **options)
+    except OSError as error:
+        if Path(location).is_dir():
+            raise
+        raise ValueError(
+            f"{name!r} is neither a miniature model nor a folder here, and the hub did not deliver it; download the "
+            f"model on a connected machine and pass its local folder instead"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)

@@ -1,0 +1,252 @@
+"""Walks the denoising tree from noise to images, one step at a time, every live row of a step in one batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..noise import initial_noise
+from .denoisers import Denoiser, SD3Denoiser
+from .state import DenoiseState, read_history, write_history
+from .trajectory import Cost, Trajectory, Tree
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
+    from PIL.Image import Image
+
+
+@dataclass
+class Front:
+    """The live rows of the tree after a denoising step. A consumer of `walk` may replace `latents` in place."""
+
+    updates: int  # updates made so far; the latents sit at sigmas[updates]
+    timestep: Tensor  # that the last update started from
+    latents: Tensor  # (rows, channels, height, width)
+    members: tuple[tuple[int, ...], ...]  # trajectories of each row
+    nfe: int  # denoiser evaluations of this step
+
+
+def walk(
+    tree: Tree, denoiser: Denoiser, scheduler: Any, latents: Tensor, noise_from_seeds: bool = False
+) -> Iterator[Front]:
+    """Denoise every edge of the tree once, yielding the front after each step.
+
+    Where an edge has a codec, its row goes on from what the codec makes of the latents.
+
+    Args:
+        latents: (roots, channels, height, width) at noise level `sigmas[tree.start]`, one row per root of the tree.
+        scheduler: a diffusers scheduler with its timesteps set. Its solver history belongs to the rows: where a row
+            forks, so does its history.
+        noise_from_seeds: whether the latents began as `initial_noise` of the trajectories' seeds, so that a codec may
+            rely on the receiver knowing it.
+    """
+    scheduler.set_begin_index(tree.start)
+    for updates, level in enumerate(tree.levels, start=tree.start + 1):
+        parents = torch.tensor([edge.parent for edge in level])
+        if len(level) != len(latents) or not torch.equal(parents, torch.arange(len(latents))):
+            latents = latents[parents]
+            write_history(scheduler, {name: rows[parents] for name, rows in read_history(scheduler).items()})
+        if any(edge.codec for edge in level):
+            from ..codecs import quantise
+
+            seeds = [tree.seed_of(edge) for edge in level] if noise_from_seeds else None
+            latents = quantise(latents, [edge.codec for edge in level], seeds)
+        timestep = scheduler.timesteps[updates - 1]
+        output = denoiser(latents, timestep, [edge.conditioning for edge in level])
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        front = Front(
+            updates, timestep, latents, tuple(e.members for e in level), sum(e.conditioning.nfe for e in level)
+        )
+        yield front
+        latents = front.latents
+
+
+def prepared_scheduler(
+    pipeline: StableDiffusion3Pipeline,
+    num_inference_steps: int,
+    latent_size: tuple[int, int],
+    sigmas: list[float] | None = None,
+    mu: float | None = None,
+) -> Any:
+    """A fresh copy of the pipeline's scheduler with its timesteps set, as the stock pipeline sets them."""
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift, retrieve_timesteps
+
+    scheduler = copy.deepcopy(pipeline.scheduler)
+    config = scheduler.config
+    if mu is None and config.get("use_dynamic_shifting"):
+        patch = pipeline.transformer.config.patch_size
+        mu = calculate_shift(
+            (latent_size[0] // patch) * (latent_size[1] // patch),
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.16),
+        )
+    retrieve_timesteps(
+        scheduler,
+        num_inference_steps,
+        pipeline._execution_device,
+        sigmas=sigmas,
+        **({} if mu is None else {"mu": mu}),
+    )
+    return scheduler
+
+
+@torch.no_grad()
+def decode(
+    pipeline: StableDiffusion3Pipeline, latents: Tensor, batch_size: int = 16, output_type: str = "pil"
+) -> list[Any]:
+    """One image (PIL, or array or tensor as `output_type` says) per row of final or intermediate latents."""
+    images: list[Any] = []
+    vae = pipeline.vae
+    for batch in latents.split(batch_size):
+        batch = batch.to(pipeline._execution_device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        images += pipeline.image_processor.postprocess(vae.decode(batch, return_dict=False)[0], output_type=output_type)
+    return images
+
+
+@dataclass
+class Kept:
+    """Latents of every row after a given number of updates, and which row each trajectory runs in."""
+
+    latents: Tensor
+    rows: list[int]
+    history: dict[str, Tensor]
+
+
+@dataclass
+class Samples:
+    """Outcome of `sample`, in the order of its trajectories."""
+
+    pipeline: StableDiffusion3Pipeline
+    trajectories: Sequence[Trajectory]
+    scheduler: Any
+    cost: Cost
+    kept: dict[int, Kept] = field(default_factory=dict)  # by number of updates; the last holds the final latents
+    decode_batch_size: int = 16
+
+    def latents(self, updates: int | None = None) -> Tensor:
+        """Latents (trajectories, channels, height, width) after `updates` updates; the final ones by default."""
+        kept = self._kept(updates)
+        return kept.latents[kept.rows]
+
+    def images(self, updates: int | None = None) -> list[Image]:
+        """Decoded images after `updates` updates; the final ones by default. Shared rows are decoded once."""
+        images = dict(self.each_image(updates))
+        return [images[index] for index in range(len(self.trajectories))]
+
+    def each_image(self, updates: int | None = None) -> Iterator[tuple[int, Image]]:
+        """The same images one by one with the index of their trajectory, as fast as they are decoded."""
+        kept = self._kept(updates)
+        members: list[list[int]] = [[] for _ in kept.latents]
+        for index, row in enumerate(kept.rows):
+            members[row].append(index)
+        for first in range(0, len(members), self.decode_batch_size):
+            batch = slice(first, first + self.decode_batch_size)
+            images = decode(self.pipeline, kept.latents[batch], self.decode_batch_size)
+            for image, indices in zip(images, members[batch], strict=True):
+                yield from ((index, image) for index in indices)
+
+    def state(self, index: int, updates: int) -> DenoiseState:
+        """Everything needed to go on with trajectory `index` elsewhere after `updates` updates."""
+        kept = self._kept(updates)
+        row = kept.rows[index]
+        history = {name: rows[row : row + 1] for name, rows in kept.history.items()}
+        return DenoiseState.capture(
+            self.pipeline, self.scheduler, kept.latents[row : row + 1], updates, self.trajectories[index], history
+        )
+
+    def _kept(self, updates: int | None) -> Kept:
+        wanted = max(self.kept) if updates is None else updates
+        if wanted not in self.kept:
+            raise ValueError(f"nothing was kept after {wanted} updates; kept: {sorted(self.kept)}")
+        return self.kept[wanted]
+
+
+@torch.no_grad()
+def sample(
+    pipeline: StableDiffusion3Pipeline,
+    trajectories: Sequence[Trajectory],
+    *,
+    num_inference_steps: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 64,
+    max_sequence_length: int = 256,
+    keep: Collection[int] = (),
+    resume: DenoiseState | None = None,
+    progress: bool | tqdm = True,
+) -> Samples:
+    """Run trajectories as one tree.
+
+    Args:
+        trajectories: all over the same steps. Without `resume` they start at 0 from the noise of their seed.
+        num_inference_steps: length of the noise schedule; where the trajectories stop, by default.
+        height, width: image size in pixels; the model's own by default.
+        batch_size: most denoiser evaluations in one forward.
+        keep: numbers of updates after which to keep latents (0 = initial noise), beside the final ones.
+        resume: a state to go on from; every trajectory then starts at its step and has its seed.
+        progress: whether to show a bar, or a bar to advance by the evaluations made.
+
+    Raises:
+        ValueError: before any denoising, if trajectories, sizes or `keep` do not fit the schedule or the state.
+    """
+    tree = Tree(trajectories)
+    steps = num_inference_steps or tree.stop
+    if tree.stop > steps:
+        raise ValueError(f"trajectories run to step {tree.stop}, beyond num_inference_steps={steps}")
+    outside = [n for n in keep if not tree.start <= n <= tree.stop]
+    if outside:
+        raise ValueError(f"keep must lie in {tree.start}..{tree.stop}, got {outside[0]}")
+    size = _latent_size(pipeline, height, width)
+    denoiser = SD3Denoiser(pipeline, batch_size, max_sequence_length)
+    scheduler = prepared_scheduler(pipeline, steps, size)
+    if resume is not None:
+        resume.check(pipeline, scheduler, trajectories)
+        write_history(scheduler, {name: rows.to(denoiser.device) for name, rows in resume.history.items()})
+        latents = resume.latents
+    elif tree.start > 0:
+        raise ValueError(f"trajectories start at step {tree.start}; pass the state to resume from, or start at 0")
+    else:
+        latents = torch.cat([initial_noise(seed, denoiser.latent_channels, *size) for seed in tree.seeds])
+    latents = latents.to(denoiser.device, denoiser.dtype)
+
+    samples = Samples(pipeline, trajectories, scheduler, tree.cost, decode_batch_size=max(1, batch_size // 4))
+    wanted = {*keep, tree.stop}
+    if tree.start in wanted:
+        samples.kept[tree.start] = Kept(latents, rows_of(tree.roots), read_history(scheduler))
+    with progress_bar(tree.cost.tree, "denoise", progress is True) as own_bar:
+        bar = progress if isinstance(progress, tqdm) else own_bar
+        for front in walk(tree, denoiser, scheduler, latents, noise_from_seeds=True):
+            if front.updates in wanted:
+                samples.kept[front.updates] = Kept(front.latents, rows_of(front.members), read_history(scheduler))
+            bar.update(front.nfe)
+    return samples
+
+
+def progress_bar(total: int, description: str, show: bool, unit: str = "NFE") -> tqdm:
+    """A bar over denoiser evaluations or another unit. TQDM_DISABLE in the environment hides it, too."""
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, **({} if show else {"disable": True}))
+
+
+def rows_of(members: Sequence[Sequence[int]]) -> list[int]:
+    """The row of every trajectory, from the trajectories of every row."""
+    row_of = {index: row for row, indices in enumerate(members) for index in indices}
+    return [row_of[index] for index in range(len(row_of))]
+
+
+def _latent_size(pipeline: StableDiffusion3Pipeline, height: int | None, width: int | None) -> tuple[int, int]:
+    factor, patch = pipeline.vae_scale_factor, pipeline.patch_size
+    default = pipeline.default_sample_size * factor
+    sizes = []
+    for name, value in (("height", height or default), ("width", width or default)):
+        if value <= 0 or value % (factor * patch):
+            raise ValueError(f"{name} must be a positive multiple of {factor * patch} pixels, got {value}")
+        sizes.append(value // factor)
+    return sizes[0], sizes[1]

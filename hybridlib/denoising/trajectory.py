@@ -1,0 +1,257 @@
+"""Trajectories and the tree they form: what each generation does at each step, and which generations share it.
+
+A trajectory is a seed and a list of segments over one noise schedule. It holds no tensors and no paths, so a study
+is simply a table of them. Trajectories that begin alike share that work; `Tree` finds out where, and what it costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ..codecs import Codec
+
+
+class Conditioning(NamedTuple):
+    """What steers one denoiser evaluation, in canonical form: without guidance neither scale nor negative matter."""
+
+    prompt: str
+    negative_prompt: str = ""
+    guidance_scale: float = 1.0
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser evaluations per step: two under classifier-free guidance, else one."""
+        return 2 if self.guidance_scale > 1 else 1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Denoising steps `start` up to, not including, `stop` under one prompt.
+
+    A guidance scale of 1 or less means no guidance: one evaluation a step, the negative prompt is ignored, and 0 and
+    1 are the same thing, as in diffusers. Where the latents cross a link to get here, `codec` says how they are coded:
+    they are what it decodes when the segment begins.
+
+    Raises:
+        ValueError: if not 0 <= start < stop, or if the scale is negative or not finite.
+    """
+
+    prompt: str
+    start: int
+    stop: int
+    guidance_scale: float = 7.0
+    negative_prompt: str = ""
+    codec: Codec | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"segment needs 0 <= start < stop, got start={self.start}, stop={self.stop}")
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise ValueError(f"guidance_scale must be finite and not negative, got {self.guidance_scale}")
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What this segment asks of the denoiser, in canonical form."""
+        if self.guidance_scale > 1:
+            return Conditioning(self.prompt, self.negative_prompt, float(self.guidance_scale))
+        return Conditioning(self.prompt)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A seed and the contiguous segments that lead from its initial noise towards an image.
+
+    Raises:
+        ValueError: if there is no segment, or one does not start where the one before stops.
+    """
+
+    seed: int
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise ValueError(f"trajectory of seed {self.seed} needs at least one segment, got none")
+        for before, after in pairwise(self.segments):
+            if after.start != before.stop:
+                raise ValueError(
+                    f"segments of a trajectory must be contiguous: one stops at {before.stop}, "
+                    f"the next starts at {after.start}"
+                )
+
+    @property
+    def start(self) -> int:
+        """Updates already made when this trajectory begins."""
+        return self.segments[0].start
+
+    @property
+    def stop(self) -> int:
+        """Updates made when it ends."""
+        return self.segments[-1].stop
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser evaluations when this trajectory runs alone."""
+        return sum(s.conditioning.nfe * (s.stop - s.start) for s in self.segments)
+
+    def moves(self) -> Iterator[tuple[Conditioning, Codec | None]]:
+        """The conditioning of every step from `start` to `stop`, and the codec that the latents pass before it."""
+        for segment in self.segments:
+            yield segment.conditioning, segment.codec
+            yield from [(segment.conditioning, None)] * (segment.stop - segment.start - 1)
+
+    def with_codec(self, step: int, codec: Codec) -> Trajectory:
+        """The same trajectory whose latents pass `codec` after `step` updates, at noise level sigmas[step].
+
+        Raises:
+            ValueError: unless start <= step < stop.
+        """
+        if not self.start <= step < self.stop:
+            raise ValueError(f"latents can pass a codec after {self.start}..{self.stop - 1} updates, got {step}")
+        segments = []
+        for segment in self.segments:
+            if segment.start < step < segment.stop:
+                segments += [replace(segment, stop=step), replace(segment, start=step, codec=codec)]
+            else:
+                segments.append(replace(segment, codec=codec) if segment.start == step else segment)
+        return Trajectory(self.seed, tuple(segments))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values that say all of it, for ledgers and metadata; `from_json` reads them."""
+        segments = []
+        for segment in self.segments:
+            values = {f.name: getattr(segment, f.name) for f in fields(segment) if f.name != "codec"}
+            segments.append(values | ({"codec": segment.codec.specification} if segment.codec else {}))
+        return {"seed": self.seed, "segments": segments}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Trajectory:
+        """Inverse of `as_json`."""
+        segments = []
+        for entry in values["segments"]:
+            codec = entry.pop("codec", None)
+            if codec:
+                from ..codecs import parse
+
+                entry["codec"] = parse(codec)
+            segments.append(Segment(**entry))
+        return Trajectory(values["seed"], tuple(segments))
+
+    @staticmethod
+    def plain(
+        prompt: str, seed: int, guidance_scale: float = 7.0, negative_prompt: str = "", num_inference_steps: int = 28
+    ) -> Trajectory:
+        """One prompt from noise to image."""
+        return Trajectory(seed, (Segment(prompt, 0, num_inference_steps, guidance_scale, negative_prompt),))
+
+    @staticmethod
+    def hybrid(
+        public_prompt: str,
+        personal_prompt: str,
+        common_step: int,
+        seed: int,
+        public_guidance_scale: float = 2.0,
+        personal_guidance_scale: float = 8.0,
+        negative_prompt: str = "",
+        num_inference_steps: int = 28,
+    ) -> Trajectory:
+        """The public prompt for `common_step` updates, then the personal (and negative) prompt.
+
+        At `common_step` 0 the personal prompt starts from the initial noise; at `num_inference_steps` the image is
+        the public one.
+
+        Raises:
+            ValueError: unless 0 <= common_step <= num_inference_steps.
+        """
+        check_common_step(common_step, num_inference_steps)
+        segments = []
+        if common_step > 0:
+            segments.append(Segment(public_prompt, 0, common_step, public_guidance_scale))
+        if common_step < num_inference_steps:
+            personal = Segment(
+                personal_prompt, common_step, num_inference_steps, personal_guidance_scale, negative_prompt
+            )
+            segments.append(personal)
+        return Trajectory(seed, tuple(segments))
+
+
+def check_common_step(common_step: int, num_inference_steps: int) -> None:
+    """Raise ValueError unless common_step is a whole number in 0..num_inference_steps."""
+    if not isinstance(common_step, Integral) or not 0 <= common_step <= num_inference_steps:
+        raise ValueError(f"common_step must lie in 0..{num_inference_steps} (num_inference_steps), got {common_step!r}")
+
+
+class Edge(NamedTuple):
+    """One denoising step shared by every trajectory in `members`: it leads from row `parent` of the step before."""
+
+    parent: int
+    conditioning: Conditioning
+    members: tuple[int, ...]
+    codec: Codec | None = None  # that the parent's latents pass first
+
+
+class Cost(NamedTuple):
+    """Denoiser evaluations (NFE) of a set of trajectories."""
+
+    tree: int  # each shared step evaluated once
+    one_at_a_time: int  # every trajectory from its own start
+
+
+class Tree:
+    """The denoising tree (a trie over steps) of trajectories that all run from step `start` to step `stop`.
+
+    `roots[r]` lists the trajectories that begin in row r (one row a seed), and `levels[i]` the edges of step
+    `start + i`. A row of one level is an edge of the level before, so rows double as indices into latents.
+
+    Raises:
+        ValueError: if there are no trajectories or they differ in where they start or stop.
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        spans = {(t.start, t.stop) for t in trajectories}
+        if len(spans) != 1:
+            found = ", ".join(f"{start}..{stop}" for start, stop in sorted(spans)) or "none"
+            raise ValueError(f"all trajectories of one tree must run over the same steps, got {found}")
+        self.start, self.stop = spans.pop()
+        by_seed: dict[int, list[int]] = {}
+        for index, trajectory in enumerate(trajectories):
+            by_seed.setdefault(trajectory.seed, []).append(index)
+        self.seeds = tuple(by_seed)
+        self._seed_of = [trajectory.seed for trajectory in trajectories]
+        self.roots = tuple(tuple(members) for members in by_seed.values())
+        self.levels = self._grow(trajectories)
+        self.cost = Cost(
+            tree=sum(edge.conditioning.nfe for level in self.levels for edge in level),
+            one_at_a_time=sum(t.nfe for t in trajectories),
+        )
+
+    def seed_of(self, edge: Edge) -> int:
+        """The seed that all trajectories of an edge share."""
+        return self._seed_of[edge.members[0]]
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of the whole tree, guided or not."""
+        return sum(len(level) for level in self.levels)
+
+    def _grow(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[Edge, ...], ...]:
+        paths = [list(t.moves()) for t in trajectories]
+        rows, levels = self.roots, []
+        for step in range(self.stop - self.start):
+            level = []
+            for parent, members in enumerate(rows):
+                forks: dict[tuple[Conditioning, Codec | None], list[int]] = {}
+                for index in members:
+                    forks.setdefault(paths[index][step], []).append(index)
+                level += [
+                    Edge(parent, conditioning, tuple(indices), codec)
+                    for (conditioning, codec), indices in forks.items()
+                ]
+            levels.append(tuple(level))
+            rows = tuple(edge.members for edge in level)
+        return tuple(levels)

@@ -1,0 +1,1 @@
+"""Hybrid inference: shared public steps, personal endings, and the quality that remains."""

@@ -1,0 +1,155 @@
+"""HIQM: how good a hybrid image is, from the common step and the similarity of its public and personal prompt.
+
+Scores of single images become a `Cube`, cubes become binned curves, as published or without the undocumented smoothing,
+and curves get their sigmoids. `planning` turns cubes into one surface.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..fits import SigmoidFit, fit_sigmoid
+from ..intervals import Array, Integers, interval, resamples
+
+SCORE_COLUMNS = ("variant", "public", "personal", "common_step", "seed", "similarity")
+
+
+class Cube(NamedTuple):
+    """Quality of every (public, personal, common step), mean over seeds; nan where there is no image."""
+
+    quality: Array  # (prompts, prompts, steps)
+    similarity: Array  # (prompts, prompts) of public and personal prompt
+    common_steps: Array  # (steps,) ascending
+
+    def retained(self) -> Cube:
+        """Quality as a share of the quality at common step 0, where nothing is shared.
+
+        Prompts differ in how well they can be drawn at all. So each personal prompt's own level at 0 is subtracted
+        before the common level divides; dividing by each prompt's own level would let the weakest ones dominate.
+        """
+        if self.common_steps[0] != 0:
+            raise ValueError(f"retained quality needs common step 0, the first is {self.common_steps[0]:g}")
+        with warnings.catch_warnings():  # a prompt that was never a personal one has no images
+            warnings.simplefilter("ignore", RuntimeWarning)
+            alone = np.nanmean(self.quality[:, :, 0], axis=0)
+        level = np.nanmean(alone)
+        return self._replace(quality=(self.quality - alone[None, :, None] + level) / level)
+
+
+def cube(scores: pd.DataFrame, variant: str, value: str = "clip") -> Cube:
+    """Collect one variant's scores; `public` and `personal` are indices into one list of prompts.
+
+    Raises:
+        ValueError: if a column or the variant is missing.
+    """
+    if missing := sorted({*SCORE_COLUMNS, value} - set(scores.columns)):
+        raise ValueError(f"the scores lack the column {missing[0]!r}; they have {list(scores.columns)}")
+    own = scores[scores["variant"] == variant]
+    if own.empty:
+        raise ValueError(f"no scores of variant {variant!r}; there are {sorted(scores['variant'].unique())}")
+    prompts = 1 + int(own[["public", "personal"]].to_numpy().max())
+    steps = np.sort(own["common_step"].unique())
+    quality, similarity = np.full((prompts, prompts, len(steps)), np.nan), np.full((prompts, prompts), np.nan)
+    similarity[own["public"], own["personal"]] = own["similarity"]
+    means = own.groupby(["public", "personal", "common_step"])[value].mean()
+    public, personal, step = (means.index.get_level_values(i).to_numpy() for i in range(3))
+    quality[public, personal, np.searchsorted(steps, step)] = means.to_numpy()
+    return Cube(quality, similarity, steps.astype(float))
+
+
+class Curves(NamedTuple):
+    """Mean quality by similarity bin and common step, with replicates that redraw the prompts."""
+
+    similarity: Array  # (bins,) rounded to one decimal
+    pairs: Integers  # (bins,) ordered pairs of different prompts
+    common_steps: Array  # (steps,)
+    mean: Array  # (bins, steps)
+    replicates: Array  # (rounds, bins, steps); nan where a draw left a bin empty
+
+    def table(self, variant: str, level: float = 0.95) -> pd.DataFrame:
+        """Tidy: variant, similarity, pairs, common_step, score, low, high."""
+        rows = []
+        for b, similarity in enumerate(self.similarity):
+            for s, step in enumerate(self.common_steps):
+                bounds = interval(self.replicates[:, b, s], level)
+                rows.append((variant, similarity, int(self.pairs[b]), int(step), self.mean[b, s], *bounds))
+        return pd.DataFrame(rows, columns=["variant", "similarity", "pairs", "common_step", "score", "low", "high"])
+
+
+def binned(cube: Cube, smooth: bool = False, min_pairs: int = 6, rounds: int = 1000, seed: int = 0) -> Curves:
+    """Average the cells of each similarity bin, as the published evaluation does.
+
+    The diagonal is dropped and a cell's bin is its similarity rounded to one decimal. `smooth` adds the published,
+    undocumented step: each curve becomes the plain mean of its bin and its neighbours. Bins of fewer than `min_pairs`
+    ordered pairs are left out before that. Replicates draw prompts with replacement in both of their roles, so a pair
+    counts as often as the product of its prompts' draws.
+    """
+    off_diagonal = ~np.eye(len(cube.similarity), dtype=bool)
+    measured = np.isfinite(cube.quality).all(axis=2) & off_diagonal
+    bin_of = np.round(cube.similarity, 1)
+    values, counts = np.unique(bin_of[measured], return_counts=True)
+    values, counts = values[counts >= min_pairs], counts[counts >= min_pairs]
+    if not len(values):
+        raise ValueError(f"no similarity bin holds min_pairs = {min_pairs} pairs of different prompts")
+    draws = np.vstack([np.ones(len(cube.similarity)), resamples(len(cube.similarity), rounds, seed)])
+    means = np.empty((rounds + 1, len(values), len(cube.common_steps)))
+    for b, value in enumerate(values):
+        public, personal = np.nonzero(measured & (bin_of == value))
+        weights = draws[:, public] * draws[:, personal]
+        with np.errstate(invalid="ignore"):
+            means[:, b] = weights @ cube.quality[public, personal] / weights.sum(axis=1, keepdims=True)
+    if smooth:
+        means = smoothed(means, values)
+    return Curves(values, counts, cube.common_steps, means[0], means[1:])
+
+
+def smoothed(curves: Array, similarity: Array) -> Array:
+    """Mean of each curve (..., bins, steps) and those of the bins 0.1 below and above, where there are such."""
+    near = np.abs(similarity[:, None] - similarity[None]) < 0.15
+    return (near / near.sum(axis=1, keepdims=True)) @ curves
+
+
+def fit_curves(curves: pd.DataFrame) -> pd.DataFrame:
+    """One sigmoid per variant and similarity of a tidy table (variant, similarity, common_step, score)."""
+    rows = []
+    for (variant, similarity), curve in curves.groupby(["variant", "similarity"], sort=True):
+        fit = fit_sigmoid(curve["common_step"], curve["score"])
+        rows.append({"variant": variant, "similarity": similarity, **fit._asdict(), "n_points": len(curve)})
+    return pd.DataFrame(rows)
+
+
+def curve_table(scores: pd.DataFrame, variants: Iterable[str], value: str = "clip", min_pairs: int = 6) -> pd.DataFrame:
+    """Unsmoothed curves of several variants: variant, similarity, pairs, common_step, mean, low, high."""
+    tables = [binned(cube(scores, variant, value), min_pairs=min_pairs).table(variant) for variant in variants]
+    return pd.concat(tables, ignore_index=True).rename(columns={"score": "mean"})
+
+
+def largest_differences(fits: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
+    """Largest relative difference of every quantity that two tables of fits have in common."""
+    key = ["variant", "similarity"]
+    both = fits.merge(reference, on=key, suffixes=("", "_reference"), validate="one_to_one")
+    quantities = [column for column in fits if column in reference and column not in (*key, "n_points", "identified")]
+    differences = {name: (both[name] / both[f"{name}_reference"] - 1).abs().max() for name in quantities}
+    return pd.Series(differences, name="largest relative difference")
+
+
+def fit_replicates(curves: Curves, rounds: int) -> list[list[SigmoidFit | None]]:
+    """Sigmoids of the mean curves first, then of `rounds` replicates, each a list over bins.
+
+    None where a curve is empty or no sigmoid was found.
+    """
+    fits: list[list[SigmoidFit | None]] = []
+    for means in (curves.mean, *curves.replicates[:rounds]):
+        row: list[SigmoidFit | None] = []
+        for mean in means:
+            try:
+                row.append(fit_sigmoid(curves.common_steps, mean))
+            except (ValueError, RuntimeError):
+                row.append(None)
+        fits.append(row)
+    return fits

@@ -1,0 +1,32 @@
+"""Parameters of the studies, checked before anything runs."""
+
+from .base import Parameters, PromptParameters, SamplingParameters, Settings
+from .studies import (
+    STUDIES,
+    AlignmentParameters,
+    CompressionParameters,
+    FidelityParameters,
+    FiguresParameters,
+    HiqmParameters,
+    QualityParameters,
+    SchedulingParameters,
+    SimilarityParameters,
+    SweepParameters,
+)
+
+__all__ = [
+    "STUDIES",
+    "AlignmentParameters",
+    "CompressionParameters",
+    "FidelityParameters",
+    "FiguresParameters",
+    "HiqmParameters",
+    "Parameters",
+    "PromptParameters",
+    "QualityParameters",
+    "SamplingParameters",
+    "SchedulingParameters",
+    "Settings",
+    "SimilarityParameters",
+    "SweepParameters",
+]

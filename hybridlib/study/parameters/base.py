@@ -1,0 +1,148 @@
+"""What parameters of any study are, and how they are checked: in one place, from a YAML file or a notebook cell."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ...prompts import PromptSet, prompt_file
+
+Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Step = Annotated[int, Field(ge=0, le=1000)]
+Index = Annotated[int, Field(ge=0)]
+
+
+class Settings(NamedTuple):
+    """Everything beside the trajectories that decides the bytes of an image."""
+
+    num_inference_steps: int = 28
+    image_size: int = 64
+    batch_size: int = 64
+    max_sequence_length: int = 256
+
+    def sampling(self, **changes: Any) -> dict[str, Any]:
+        """Keyword arguments for `sampler.sample`."""
+        kept = self._replace(**changes)
+        return {
+            "num_inference_steps": kept.num_inference_steps,
+            "height": kept.image_size,
+            "width": kept.image_size,
+            "batch_size": kept.batch_size,
+            "max_sequence_length": kept.max_sequence_length,
+        }
+
+
+class Parameters(BaseModel):
+    """What every study needs. Unknown names and wrong types are refused, never converted or ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    notebook: ClassVar[str]
+
+    profile: str = Field("smoke", pattern=r"^[\w.-]+$")
+
+    @classmethod
+    def from_names(cls, names: dict[str, Any]) -> Self:
+        """Parameters from a notebook's variables (`globals()`).
+
+        What papermill injects is checked for unknown names, too: papermill itself only warns of them.
+
+        Raises:
+            ValueError: one sentence naming the notebook, the key, its value and what is allowed.
+        """
+        wanted = {*cls.model_fields, *_assigned_in_parameter_cells(names.get("In", []))}
+        return _checked(cls, {name: names[name] for name in names if name in wanted}, cls.notebook)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Parameters from a YAML file; what it leaves out keeps its default.
+
+        Raises:
+            ValueError: one sentence naming the file, the key, its value and what is allowed.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: cannot be read as YAML ({error})") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected a mapping of parameter names to values, got {type(content).__name__}")
+        return _checked(cls, content, str(path))
+
+
+class PromptParameters(Parameters):
+    """What a study of a prompt set needs."""
+
+    prompts: str = "miniature"
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompt_file_exists(cls, name: str) -> str:
+        prompt_file(name)
+        return name
+
+
+class SamplingParameters(PromptParameters):
+    """What a study needs that makes images."""
+
+    model: str = "mini-sd3"
+    image_size: int = Field(64, ge=16, le=4096, multiple_of=16)
+    num_inference_steps: int = Field(28, ge=1, le=1000)
+    max_sequence_length: int = Field(1, ge=0, le=512)
+    batch_size: int = Field(64, ge=1, le=4096)
+
+    def settings(self) -> Settings:
+        """What the sampler needs to know beside the trajectories."""
+        return Settings(self.num_inference_steps, self.image_size, self.batch_size, self.max_sequence_length)
+
+    def _check_steps(self, *names: str) -> None:
+        """Common steps lie below num_inference_steps, as in the published pipeline."""
+        for name in names:
+            for step in _as_list(getattr(self, name)):
+                if step >= self.num_inference_steps:
+                    raise ValueError(f"{name} = {step}: must be below num_inference_steps = {self.num_inference_steps}")
+
+    def _check_prompts(self, kind: Literal["personal", "joint"], *names: str) -> None:
+        """Indices of prompts exist in the prompt set."""
+        available = len(getattr(PromptSet.load(self.prompts), kind))
+        for name in names:
+            for index in _as_list(getattr(self, name)):
+                if index >= available:
+                    raise ValueError(
+                        f"{name} = {index}: the prompt set {self.prompts!r} has {available} {kind} prompts"
+                    )
+
+
+def _as_list(value: int | list[int]) -> list[int]:
+    return value if isinstance(value, list) else [value]
+
+
+def _assigned_in_parameter_cells(executed: list[str]) -> set[str]:
+    """Names assigned in the executed cells that begin as papermill's parameter cells do."""
+    cells = [ast.parse(source) for source in executed if source.startswith("# Parameters")]
+    targets = (
+        node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        for cell in cells
+        for node in cell.body
+    )
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+def _checked(cls: type[P], values: dict[str, Any], source: str) -> P:
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise ValueError(f"{source}: {message}") from None
+        key = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ValueError(f"{source}: {key} is no parameter; known: {', '.join(cls.model_fields)}") from None
+        raise ValueError(f"{source}: {key} = {first['input']!r}: {message[0].lower()}{message[1:]}") from None

@@ -1,0 +1,97 @@
+"""Tables of full runs that ship with the project, to stand beside a thinned run.
+
+`python -m hybridlib.study.results --profile miniature-full` takes over the tables of a finished profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from ..files import read_table, write_atomically, write_table
+from ..paths import OUTPUTS, RESULTS
+
+# study -> its table in outputs/<profile>/, and the columns worth keeping
+TABLES = {
+    "02_alignment": ("sim_sweep/alignment", ["common_step", "public_scale", "personal", "seed", "npi", "clip"]),
+    "03_fidelity": ("sim_sweep/fidelity", ["common_step", "public_scale", "personal", "seed", "npi", "brisque"]),
+    "05_image_quality": (
+        "05_image_quality/scores",
+        ["variant", "public", "personal", "common_step", "seed", "similarity", "clip"],
+    ),
+    "05_factorial": (
+        "05_image_quality/factorial/scores",
+        ["public", "personal", "common_step", "seed", "public_scale", "personal_scale", "npi", "clip"],
+    ),
+    "07_ratios": ("07_compression_surface/ratios", ["prompt_index", "seed", "run", "step", "ratio", "psnr", "ssim"]),
+    "07_rates": ("07_compression_surface/rates", ["prompt_index", "seed", "run", "step", "bits", "ssim"]),
+    "07_links": (
+        "07_compression_surface/links",
+        ["run", "step", "family", "codec", "message_bytes", "bits_per_value", "latent_mse", "psnr", "ssim"],
+    ),
+    "08_curves": ("08_lad_ts/curves", ["method", "seed", "episode", "delay_s"]),
+    "08_leaderboard": (
+        "08_lad_ts/leaderboard",
+        ["load", "policy", "trained", "seed", "episode", "mean_s", "p50_s", "p95_s", "p99_s"],
+    ),
+    "08_sweeps": ("08_lad_ts/sweeps", ["axis", "value", "load", "policy", "trained", "seed", "episode", "mean_s"]),
+    "08_quirks": ("08_lad_ts/quirks", ["switch", "seed", "episode", "delay_s"]),
+}
+
+
+def load(study: str) -> pd.DataFrame:
+    """The shipped table of a study's full run on the miniature models; `attrs` name its profile and metrics.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    return read_table(RESULTS / f"{study}.parquet")
+
+
+def choose(study: str, own: pd.DataFrame, source: Literal["shipped", "own"], profile: str) -> pd.DataFrame:
+    """The table that figures are drawn from: this run's `own`, or the shipped one; `attrs["profile"]` says whose."""
+    if source == "shipped":
+        return load(study)
+    table = own.copy()
+    table.attrs["profile"] = profile
+    return table
+
+
+def take_over(profile: str, study: str) -> Path:
+    """Copy the wanted columns of a finished study to `data/results`, its provenance beside it.
+
+    Raises:
+        ValueError: if the study has not run under this profile.
+    """
+    name, columns = TABLES[study]
+    source = OUTPUTS / profile / f"{name}.parquet"
+    table = read_table(source, tuple(columns))[columns]
+    table.attrs["profile"] = profile
+    whole = table.select_dtypes("int64").columns
+    table = table.astype(dict.fromkeys(whole, "int16"))
+    write_table(table, RESULTS / f"{study}.parquet")
+    write_atomically(RESULTS / f"{study}.json", source.with_suffix(".json").read_bytes())
+    return RESULTS / f"{study}.parquet"
+
+
+def main() -> int:
+    """Exit status 0, or 1 if a study's table is missing."""
+    parser = argparse.ArgumentParser(prog="python -m hybridlib.study.results", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="miniature-full", help="a finished profile (default: miniature-full)")
+    parser.add_argument("--studies", nargs="*", default=list(TABLES), choices=list(TABLES), help="all by default")
+    arguments = parser.parse_args()
+    try:
+        for study in arguments.studies:
+            print(f"wrote {take_over(arguments.profile, study)}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Turns a table of trajectories into images and scores on disk; a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from ..denoising.trajectory import Cost, Tree
+from ..files import checksum, digest, read_image, write_array, write_image, write_json, write_table
+from ..paths import ROOT
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..denoising.pipelines import HybridStableDiffusion3Pipeline
+    from ..metrics import Metric
+    from .parameters import Parameters, SamplingParameters, Settings
+
+
+PACKAGES = ("hybridlib", "torch", "diffusers", "transformers")
+IMAGES_PER_CHUNK = 128  # scored, and remembered as scored, together
+
+
+class Outcome(NamedTuple):
+    """What a study cost. `seconds` adds up over the sessions of a run that was killed and resumed."""
+
+    images: int
+    cost: Cost
+    seconds: float
+
+
+def generate(
+    table: pd.DataFrame,
+    pipeline: HybridStableDiffusion3Pipeline,
+    folder: Path,
+    settings: Settings,
+    progress: bool = True,
+) -> Outcome:
+    """Write the image of every row's `trajectory` to `folder / path` (PNG).
+
+    The unit is a shard: all trajectories that grow from one root, that is one seed and first conditioning; no work is
+    shared between shards. A finished shard leaves a ledger of its files' checksums; it is skipped next time only if
+    trajectories, settings, model and versions are the same and every file is intact. Otherwise the whole shard is made
+    again, so its bytes never depend on where an earlier run was killed.
+
+    Args:
+        table: columns `path` (unique, relative) and `trajectory`; other columns are ignored.
+
+    Raises:
+        ValueError: before any denoising, if paths repeat or a trajectory leaves the schedule.
+    """
+    from ..denoising.sampler import progress_bar
+
+    if duplicates := table["path"][table["path"].duplicated()].tolist():
+        raise ValueError(f"every image needs its own path, {duplicates[0]!r} occurs more than once")
+    shards = list(_shards(table))
+    trees = [Tree(list(shard["trajectory"])) for shard in shards]
+    if beyond := [tree.stop for tree in trees if tree.stop > settings.num_inference_steps]:
+        raise ValueError(
+            f"a trajectory stops at {beyond[0]}, beyond num_inference_steps={settings.num_inference_steps}"
+        )
+    context = _context(pipeline, settings)
+    cost = Cost(sum(t.cost.tree for t in trees), sum(t.cost.one_at_a_time for t in trees))
+    seconds = 0.0
+    with progress_bar(cost.tree, "generate", progress) as bar:
+        for shard, tree in zip(shards, trees, strict=True):
+            rows = [[path, t.as_json()] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
+            ledger = folder / ".ledger" / f"{digest(context, rows)}.json"
+            done = _finished_seconds(ledger, folder)
+            if done is None:
+                done = _run_shard(shard, pipeline, folder, settings, ledger, bar)
+            else:
+                bar.update(tree.cost.tree)
+            seconds += done
+    return Outcome(len(table), cost, seconds)
+
+
+def _shards(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    keys = [(t.seed, t.segments[0].conditioning) for t in table["trajectory"]]
+    for _, rows in table.groupby(pd.Series(keys, index=table.index), sort=False):
+        yield rows
+
+
+def _run_shard(
+    shard: pd.DataFrame,
+    pipeline: HybridStableDiffusion3Pipeline,
+    folder: Path,
+    settings: Settings,
+    ledger: Path,
+    bar: tqdm,
+) -> float:
+    from ..denoising.sampler import sample
+
+    began = time.perf_counter()
+    samples = sample(pipeline, list(shard["trajectory"]), progress=bar, **settings.sampling())
+    paths = list(shard["path"])
+    checksums = {paths[index]: write_image(image, folder / paths[index]) for index, image in samples.each_image()}
+    seconds = time.perf_counter() - began
+    write_json({"seconds": seconds, "sha256": checksums}, ledger)
+    return seconds
+
+
+def _finished_seconds(ledger: Path, folder: Path) -> float | None:
+    """How long the shard took, if its ledger is there and every file still has the checksum that it records."""
+    if not ledger.is_file():
+        return None
+    record = json.loads(ledger.read_text())
+    for path, expected in record["sha256"].items():
+        file = folder / path
+        if not file.is_file() or checksum(file) != expected:
+            return None
+    return record["seconds"]
+
+
+def _context(pipeline: HybridStableDiffusion3Pipeline, settings: Settings) -> list[Any]:
+    from ..denoising.state import model_identity
+
+    return [model_identity(pipeline), settings._asdict(), versions().to_dict()]
+
+
+def score(
+    table: pd.DataFrame, folder: Path, metrics: Sequence[Metric], name: str = "scores", progress: bool = True
+) -> pd.DataFrame:
+    """Score every row's image `folder / path` against its `prompt`, and write `folder / <name>.parquet`.
+
+    Scores are remembered by image bytes, prompt and metric, so a killed run goes on where it stopped and a changed
+    image is scored again.
+
+    Returns:
+        The table without its trajectories, with one column per metric; `attrs["metrics"]` says what each one is, in
+        memory and in the file.
+    """
+    from ..denoising.sampler import progress_bar
+
+    remembered = folder / ".scores"
+    columns: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
+    with progress_bar(len(table), "score", progress, unit="image") as bar:
+        for first in range(0, len(table), IMAGES_PER_CHUNK):
+            chunk = table.iloc[first : first + IMAGES_PER_CHUNK]
+            paths, prompts = [folder / path for path in chunk["path"]], list(chunk["prompt"])
+            checksums = [checksum(path) for path in paths]
+            images: list[Image] = []
+            for metric in metrics:
+                file = remembered / f"{digest(metric.identity, checksums, prompts)}.npy"
+                if not file.is_file():
+                    images = images or [read_image(path) for path in paths]
+                    write_array(metric.score(images, prompts), file)
+                columns[metric.name].append(np.load(file, allow_pickle=False))
+            bar.update(len(chunk))
+    scores = table.drop(columns="trajectory").reset_index(drop=True)
+    for column, parts in columns.items():
+        scores[column] = np.concatenate(parts)
+    scores.attrs["metrics"] = {metric.name: metric.identity for metric in metrics}
+    write_table(scores, folder / f"{name}.parquet")
+    return scores
+
+
+def run(
+    table: pd.DataFrame,
+    pipeline: HybridStableDiffusion3Pipeline,
+    folder: Path,
+    parameters: SamplingParameters,
+    metrics: Sequence[Metric],
+    name: str = "scores",
+) -> tuple[pd.DataFrame, Outcome]:
+    """Images, scores and provenance of a study: `generate`, then `score`, then `<name>.json` beside the table."""
+    outcome = generate(table, pipeline, folder, parameters.settings())
+    scores = score(table, folder, metrics, name)
+    write_json(provenance(pipeline, parameters, metrics), folder / f"{name}.json")
+    return scores, outcome
+
+
+def provenance(
+    pipeline: HybridStableDiffusion3Pipeline, parameters: Parameters, metrics: Sequence[Metric]
+) -> dict[str, Any]:
+    """What a table was made from: parameters, versions, git revision, model and metric identities."""
+    from ..denoising.state import model_identity
+
+    return {
+        "notebook": parameters.notebook,
+        "parameters": parameters.model_dump(),
+        "versions": versions().to_dict(),
+        "git_revision": git_revision(),
+        "model": model_identity(pipeline),
+        "metrics": {metric.name: metric.identity for metric in metrics},
+    }
+
+
+def git_revision() -> str:
+    """The commit of this clone, with `+changes` where files differ from it; "unknown" outside a clone."""
+    try:
+        run_git = [
+            subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run_git[0] + ("+changes" if run_git[1] else "")
+
+
+def picture_table(
+    table: pd.DataFrame, folder: Path, rows: str | list[str], columns: str | list[str]
+) -> list[list[Image | None]]:
+    """The images of `table` arranged by the values of its columns `rows` and `columns`, both in ascending order."""
+    paths = table.pivot(index=rows, columns=columns, values="path")
+    return [[None if pd.isna(path) else read_image(folder / path) for path in row] for row in paths.to_numpy()]
+
+
+def cost_table(costs: dict[str, tuple[int, Outcome]]) -> pd.DataFrame:
+    """One row per set of images, from the published scripts' NFE and what `generate` returned."""
+    rows = {
+        name: {
+            "images": outcome.images,
+            "NFE published scripts": published,
+            "NFE one image at a time": outcome.cost.one_at_a_time,
+            "NFE tree": outcome.cost.tree,
+            "published / tree": round(published / outcome.cost.tree, 2),
+            "wall time (s)": round(outcome.seconds, 1),
+        }
+        for name, (published, outcome) in costs.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def versions() -> pd.Series:
+    """Versions of the packages that decide the bytes of an image."""
+    return pd.Series({package: version(package) for package in PACKAGES}, name="version")

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hybridlib.scheduling.learners.dqn import DqnTs
+from hybridlib.scheduling.learners.lad import LadTs
+from hybridlib.scheduling.learners.sac import SacTs
+from hybridlib.scheduling.rules.fluid import FluidScheduler
+from hybridlib.scheduling.rules.heuristics import YARDSTICKS, greedy_oracle, scaled_size_split, size_split
+from hybridlib.scheduling.study import claims, reports, shipped
+from hybridlib.scheduling.study import pieces as study
+from hybridlib.scheduling.study.variants import sweep_points
+from hybridlib.scheduling.system.arrivals import Arrivals
+from hybridlib.scheduling.system.environment import simulate
+from hybridlib.scheduling.system.model import MecConfig, Model
+from hybridlib.study.parameters import SchedulingParameters
+
+TINY = SchedulingParameters(
+    servers=3,
+    slots=9,
+    methods=["LAD-TS", "DQN-TS"],
+    episodes=3,
+    fluid_iterations=2,
+    load_methods=["DQN-TS"],
+    load_episodes=1,
+    sweep_tasks=[40],
+    sweep_quality=[5],
+    sweep_servers=[2],
+    sweep_capacity=[20],
+    sweep_denoising=[2],
+    sweep_episodes=1,
+    quirk_episodes=2,
+)
+SMALL = MecConfig(servers=3, max_tasks=50, slots=9)
+
+
+def curves_of(**delays):
+    """A curves table from method=(seeds, episodes) arrays."""
+    parts = []
+    for method, values in delays.items():
+        episode, seed = np.indices(np.transpose(values).shape)
+        columns = {"seed": seed.ravel(), "episode": episode.ravel() + 1, "delay_s": np.transpose(values).ravel()}
+        parts.append(pd.DataFrame({"method": method.replace("_", "-"), **columns}))
+    return pd.concat(parts)
+
+
+def test_a_finished_study_is_read_back_and_an_interrupted_one_goes_on(tmp_path, monkeypatch):
+    first = study.Study(TINY, tmp_path, progress=False)
+    wanted = {name: getattr(first, name)() for name in ("curves", "leaderboard", "sweeps", "quirks")}
+    for name in wanted:
+        assert (tmp_path / f"{name}.json").is_file()
+    names = {path.name for path in (tmp_path / "training").iterdir()}
+    assert names == {"LAD-TS.safetensors", "DQN-TS.safetensors"}  # short trainings leave none behind
+
+    lost = sorted((tmp_path / "pieces").iterdir())[::3]  # a third of the pieces is made again
+    for path in lost:
+        path.unlink()
+    again = study.Study(TINY, tmp_path, progress=False)
+    for name, table in wanted.items():
+        pd.testing.assert_frame_equal(getattr(again, name)(), table)
+
+    monkeypatch.setattr(study, "train", None)
+    monkeypatch.setattr(study, "simulate", None)
+    finished = study.Study(TINY, tmp_path, progress=False)
+    pd.testing.assert_frame_equal(finished.leaderboard(), wanted["leaderboard"])
+
+
+def test_all_policies_of_a_leaderboard_meet_the_same_arrivals(tmp_path):
+    """Total work and sizes are the same for all, so a policy measured alone gives the row of the table."""
+    run = study.Study(TINY, tmp_path, progress=False)
+    table = run.leaderboard()
+    model = Model.draw(run.config)
+    arrivals = Arrivals.draw(run.config, [0, 1], study.REPORT_SEED)
+    rows = table[(table["policy"] == "Opt-TS (greedy oracle)") & (table["load"] == round(model.load, 4))]
+    result = simulate(model, greedy_oracle, arrivals)
+    assert rows["mean_s"].tolist() == pytest.approx(result.mean_s.tolist(), abs=1e-4)
+    delays = np.sort(result.delay_s[1][result.present[1]])
+    assert rows["p95_s"].iloc[1] == pytest.approx(delays[round(0.95 * (len(delays) - 1))], rel=0.02)
+    assert set(table["policy"]) >= {*YARDSTICKS, study.OURS, study.BOUND, "LAD-TS", "LAD-TS, arg-max"}
+    bound = table[table["policy"] == study.BOUND].set_index(["load", "episode"])["mean_s"]
+    rest = table.set_index(["load", "episode"])["mean_s"]
+    assert (rest >= bound.reindex(rest.index) - 1e-4).all()
+
+
+def test_short_trainings_that_a_long_one_contains_are_not_made_again(tmp_path):
+    run = study.Study(TINY, tmp_path, progress=False)
+    base = run.quirks()
+    base = base[base["switch"] == "LAD-TS, as published"].drop(columns="switch").reset_index(drop=True)
+    alone = study.Training("LAD-TS", run.config, 2, (0, 1))
+    _, curve = alone.run(tmp_path / "alone.safetensors", progress=False)
+    pd.testing.assert_frame_equal(base, alone.curve_table(curve), rtol=1e-4)
+
+
+def test_a_learner_as_policy_decides_as_its_networks_say():
+    learner = DqnTs(Model.draw(SMALL), (4, 7))
+    arrivals = Arrivals.draw(SMALL, [3])
+    result = simulate(learner.model, study.as_policy(learner, greedy=True), Arrivals.join([arrivals] * 2))
+    weights = [part.detach().numpy().astype(float) for part in learner.network.parts]
+
+    def network(group):
+        def policy(view, _):
+            actions = np.zeros(view.size.shape, int)
+            for b, n in np.argwhere(view.present[0]):
+                x = np.array([view.size[0, b, n], view.model.work[n], *view.backlog[0]])[:, None]
+                for w, bias in ((0, 1), (2, 3)):
+                    x = np.maximum(weights[w][group * 3 + b] @ x + weights[bias][group * 3 + b], 0)
+                actions[0, b, n] = (weights[4][group * 3 + b] @ x + weights[5][group * 3 + b]).argmax()
+            return actions
+
+        return policy
+
+    for group in range(2):
+        alone = simulate(learner.model, network(group), arrivals)
+        assert result.mean_s[group] == pytest.approx(alone.mean_s[0], rel=1e-9)
+    assert not learner.greedy
+
+
+def test_scaled_size_split_is_the_published_one_where_that_applies():
+    for load in (None, 0.6):
+        config = MecConfig() if load is None else MecConfig().at_load(load)
+        model, arrivals = Model.draw(config), Arrivals.draw(config, [0])
+        published = size_split(1.6 * (1.0 if load is None else load / Model.draw().load))
+        expected = simulate(model, published, arrivals).mean_s
+        assert simulate(model, scaled_size_split(model), arrivals).mean_s.tolist() == expected.tolist()
+    for config in (
+        MecConfig(servers=1),
+        MecConfig(servers=2),
+        MecConfig(max_tasks=1),
+        MecConfig(servers=7, max_tasks=3),
+    ):
+        model = Model.draw(config)
+        assert np.isfinite(simulate(model, scaled_size_split(model), Arrivals.draw(config, [0])).mean_s).all()
+
+
+def test_sweep_points_are_the_published_axes():
+    points = list(sweep_points(MecConfig(), TINY))
+    assert [(axis, value) for axis, value, _, _ in points] == [
+        ("tasks", 40),
+        ("quality", 5),
+        ("servers", 2),
+        ("capacity", 20),
+        ("denoising", 2),
+    ]
+    assert points[1][2].quality_steps == (1, 4)
+    assert points[3][2].capacity_gcycles_s == (10, 20)
+    assert points[4][3] == {"denoising_steps": 2}
+
+
+def test_trailing_mean_and_convergence_by_hand():
+    delays = np.array([[10.0, 8, 6, 4, 4, 4], [9, 9, 9, 4, 4, 4]])
+    smooth = claims.trailing(delays, 2)
+    assert smooth[0].tolist() == [10, 9, 7, 5, 4, 4]
+    assert smooth[1].tolist() == [9, 9, 9, 6.5, 4, 4]
+    # 300 episodes: a step from 10 to 4 after episode 50. The 20-episode mean is 4.3 when one 10 is left in it, above
+    # 1.05 x 4 = 4.2, and 4.0 when none is.
+    step = np.where(np.arange(300) < 50, 10.0, 4.0)[None]
+    assert claims.converged_at(curves_of(LAD_TS=step), "LAD-TS").tolist() == [[70.0]]
+    assert claims.converged_at(curves_of(LAD_TS=np.full((2, 300), 4.0)), "LAD-TS").tolist() == [[1.0], [1.0]]
+
+
+def test_claims_say_what_the_curves_show():
+    generator = np.random.default_rng(0)
+
+    def levels(level, until):
+        noise = generator.normal(0, 0.02, (5, 300))
+        return np.where(np.arange(300) < until, 3 * level, level) + noise
+
+    lines = {
+        name: np.full((5, 300), value) for name, value in zip((*study.LINES, study.OURS), (8.1, 6, 7.9, 5), strict=True)
+    }
+    curves = curves_of(LAD_TS=levels(8, 20), DQN_TS=levels(10, 200), SAC_TS=levels(8.0, 30))
+    curves = pd.concat([curves, *(curves_of(x=values).assign(method=name) for name, values in lines.items())])
+    table = claims.check(curves).set_index("claim")
+    verdicts = table["verdict"].to_dict()
+    assert verdicts["LAD-TS is below DQN-TS (% lower)"] == "holds"
+    assert verdicts["by 8.58 to 30.67 % (DQN-TS)"] == "holds"
+    assert table["measured"]["LAD-TS is below DQN-TS (% lower)"] == pytest.approx(20, abs=0.2)
+    assert verdicts["by 8.58 to 30.67 % (SAC-TS)"] == "does not hold"
+    assert verdicts["80 % fewer episodes than DQN-TS"] == "holds"
+    short = claims.check(curves[(curves["method"] != "SAC-TS") | (curves["episode"] <= 60)]).set_index("claim")
+    assert short["verdict"]["70 % fewer episodes than SAC-TS"] == "cannot be told"
+    assert short["episodes"]["LAD-TS is below SAC-TS (% lower)"] == 60
+    assert verdicts["70 % fewer episodes than SAC-TS"] == "does not hold"
+    assert verdicts["LAD-TS is near Opt-TS (% above, within 5)"] == "holds"
+    assert verdicts["not claimed: LAD-TS is below capacity-weighted random (% above)"] == "holds"
+    assert verdicts["not claimed: LAD-TS is below size split (% above)"] == "does not hold"
+    assert table["published"]["LAD-TS is below DQN-TS (% lower)"] == pytest.approx(100 * (9.15 - 7.57) / 9.15)
+    assert claims.seed_table(curves)["seeds"].unique().tolist() == [5]
+
+
+def test_quirk_effects_are_paired_differences():
+    base = np.random.default_rng(0).normal(10, 3, (5, 30))
+    parts = {"LAD-TS, as published": base, "Q1 real queues in the boundary state": base + 1.0}
+    parts |= {"Q6 act by arg-max": base + np.array([-1, 1, -1, 1, 0.0])[:, None]}
+    quirks = pd.concat([curves_of(x=v).drop(columns="method").assign(switch=k) for k, v in parts.items()])
+    table = claims.quirk_effects(quirks).set_index("switch")
+    found = table.loc["Q1 real queues in the boundary state"]
+    assert [found["effect_s"], found["low"], found["high"]] == pytest.approx([1.0, 1.0, 1.0])
+    assert found["delay is"] == "slower"
+    assert table.loc["Q6 act by arg-max", "delay is"] == "no effect seen"
+
+
+def test_script_agreement_is_a_prediction_interval():
+    curves = curves_of(LAD_TS=np.array([[1.0], [2], [3], [4], [5]]))
+    script = pd.DataFrame({"episode": [1, 2], "delay_s": [3.5, 9.0]})
+    row = claims.script_agreement(script, curves).iloc[0]
+    # t quantile 2.7764 for 4 degrees of freedom, sd 1.5811
+    assert row["high"] - row["ours"] == pytest.approx(2.7764 * 1.5811 * np.sqrt(1.2), rel=1e-4)
+
+
+def test_acceptance_reads_the_curve_at_the_right_episodes():
+    table = claims.acceptance(
+        curves_of(LAD_TS=np.full((5, 300), 8.8), SAC_TS=np.full((5, 9), 30.0), DQN_TS=np.full((5, 9), 20.0)), 7.67
+    ).set_index("check")["verdict"]
+    assert table["(g) LAD-TS, 20 episodes up to 60"] == "holds"
+    assert table["(g) LAD-TS, 20 episodes up to 300"] == "does not hold"
+    assert "(g) LAD-TS, 20 episodes up to 500" not in table
+    assert table["(e) SAC-TS, episode 1"] == "holds"
+    assert table["(e) DQN-TS, episode 1"] == "does not hold"
+
+
+def test_published_platform_claim_is_arithmetic():
+    table = reports.platforms()
+    assert table.loc["the fastest of them", "images: 100"] == pytest.approx(100 * (540 - 382.4) / 540, abs=0.005)
+    assert table.loc["the fastest of them", "images: 1"] < -200
+
+
+@pytest.mark.parametrize("cls", [SacTs, LadTs, DqnTs])
+def test_exported_schedulers_act_as_the_learner_did(cls, tmp_path):
+    """Arg-max of SAC and DQN needs no random number; the softmax denoiser of LAD-TS without noise neither."""
+    model = Model.draw(SMALL)
+    settings = cls.settings_type(**({"denoising_steps": 1} if cls is LadTs else {}))
+    learner = cls(model, (0, 1, 2, 3), settings)
+    shipped.export(learner, tmp_path / f"{cls.name}.safetensors")
+    if cls is LadTs:  # another number of denoising steps than published: refused, see below
+        with pytest.raises(ValueError, match="is of another architecture"):
+            shipped.load(cls.name, 0, model, tmp_path)
+        return
+    arrivals = Arrivals.draw(SMALL, [5])
+    theirs = simulate(model, study.as_policy(learner, greedy=True), Arrivals.join([arrivals] * 4)).mean_s
+    for seed in range(3):
+        ours = simulate(model, shipped.load(cls.name, seed, model, tmp_path, greedy=True), arrivals).mean_s
+        assert ours[0] == pytest.approx(theirs[seed], rel=1e-6)
+    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1, 2\], not 3"):
+        shipped.load(cls.name, 3, model, tmp_path)
+
+
+def test_shipped_schedulers_refuse_what_they_cannot_serve(tmp_path):
+    with pytest.raises(ValueError, match="no shipped scheduler 'PPO'; there are LAD-TS, "):
+        shipped.load("PPO")
+    with pytest.raises(ValueError, match="is of another architecture"):
+        shipped.load("SAC-TS", model=Model.draw(SMALL))
+    with pytest.raises(ValueError, match="holds another scheduler"):
+        shipped.load(study.OURS, model=Model.draw(SMALL))
+    (tmp_path / "SAC-TS.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot be read as a shipped scheduler"):
+        shipped.load("SAC-TS", folder=tmp_path)
+
+
+def test_our_shipped_scheduler_beats_the_rules_at_the_published_load():
+    """Arrivals that nothing was fitted or chosen on; the margins are several times the spread between episodes."""
+    model, arrivals = Model.draw(), Arrivals.draw(MecConfig(), range(2), seed=31)
+    ours = simulate(model, shipped.load(study.OURS), arrivals).mean_s
+    assert (ours < 0.9 * simulate(model, scaled_size_split(model), arrivals).mean_s).all()
+    assert (ours < 0.7 * simulate(model, greedy_oracle, arrivals).mean_s).all()
+
+
+@pytest.mark.parametrize("name", list(study.LEARNERS))
+def test_shipped_learners_are_better_than_random(name):
+    model, arrivals = Model.draw(), Arrivals.draw(MecConfig(), [0], seed=31)
+    delay = simulate(model, shipped.load(name), arrivals).mean_s[0]
+    assert delay < 0.8 * simulate(model, YARDSTICKS["random"].policy, arrivals).mean_s[0]
+
+
+def test_noise_of_whole_tasks_has_the_variance_of_independent_choices():
+    """One slot, then a second without tasks would show the queue; here the spread of the delay is compared."""
+    config = dataclasses.replace(SMALL, slots=3, capacity_gcycles_s=(2, 5))
+    model = Model.draw(config)
+    scheduler = FluidScheduler(model, sharpness=0.0)
+    counts = torch.zeros(4000, 2, 3, 50, dtype=torch.float64)
+    counts[:, 0], counts[:, 1, 0, 0] = 1.0, 1.0
+    noisy = scheduler.fluid_delay(counts, torch.Generator().manual_seed(0)).detach().numpy()
+    generator, chance = np.random.default_rng(0), model.capacity / model.capacity.sum()
+    delays = []
+    for _ in range(1000):
+        placed = np.array(
+            [(generator.choice(3, size=3 * 50, p=chance) == j) @ np.repeat(model.work, 3) for j in range(3)]
+        )
+        queue = np.maximum(placed - model.capacity, 0)
+        delays.append(chance @ (queue / model.capacity) / 151)  # what the one task of the second slot waits for
+    assert noisy.std() == pytest.approx(np.std(delays), rel=0.1)
+
+
+def test_parameters_refuse_equal_seeds():
+    with pytest.raises(ValueError, match=r"quirk_seeds = \[1, 1\]: must be different"):
+        SchedulingParameters(quirk_seeds=[1, 1])

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from hybridlib.denoising.trajectory import Trajectory
+from hybridlib.files import read_image, read_table, write_image, write_table
+from hybridlib.hybrid import grids
+from hybridlib.prompts import PromptSet
+from hybridlib.study import results
+from hybridlib.study import runner as study
+from hybridlib.study.parameters import AlignmentParameters
+from hybridlib.study.runner import Settings, generate
+
+SETTINGS = Settings(num_inference_steps=6, image_size=32, batch_size=16, max_sequence_length=8)
+
+
+def small_table(seeds=(1, 2)):
+    return grids.sim_sweep(PromptSet.load("miniature"), [0, 10], [0.0, 2.0], seeds, [0, 3], 8.0, 6)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    files = list(folder.rglob("*.png"))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_published_file_names():
+    prompts = PromptSet.load("miniature")
+    sim = grids.sim_sweep(prompts, range(20), range(8), (1, 2, 3), range(3, 22, 3))
+    npi = grids.npi_set(prompts, range(20), range(1, 10), range(3, 22, 3))
+    assert (len(sim), len(npi)) == (6720, 2520)
+    names = set(sim["path"].str.rsplit("/").str[-1])
+    assert len(names) == 960
+    assert {"scale0_prompt0_seed1_wNPG.png", "scale7_prompt19_seed3_woNPG.png"} <= names
+    assert set(npi["path"].str.rsplit("/").str[-1]) >= {"prompt0_seed1_wNPG.png", "prompt19_seed9_woNPG.png"}
+    assert sim["path"].is_unique
+    assert sim["path"].str.rsplit("/").str[-2].nunique() == 7
+
+
+def test_public_prompt_follows_the_group():
+    prompts = PromptSet.load("miniature")
+    sim = grids.sim_sweep(prompts, [9, 10], [2.0], [1], [3])
+    assert [t.segments[0].prompt for t in sim["trajectory"]] == [prompts.public[0]] * 2 + [prompts.public[1]] * 2
+    assert [t.segments[1].negative_prompt for t in sim["trajectory"]] == [
+        prompts.negative[9],
+        "",
+        prompts.negative[10],
+        "",
+    ]
+
+
+def test_same_parameters_twice_give_the_same_bytes(tiny, tmp_path):
+    table = small_table()
+    first = generate(table, tiny, tmp_path / "a", SETTINGS, progress=False)
+    second = generate(table, tiny, tmp_path / "b", SETTINGS, progress=False)
+    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
+    assert set(snapshot(tmp_path / "a")) == set(table["path"])
+    assert first.cost == second.cost
+
+
+def test_a_finished_study_is_not_run_again(tiny, tmp_path, monkeypatch):
+    generate(small_table(), tiny, tmp_path, SETTINGS, progress=False)
+    monkeypatch.setattr(tiny.transformer, "forward", lambda *a, **k: pytest.fail("evaluated the network"))
+    generate(small_table(), tiny, tmp_path, SETTINGS, progress=False)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "alter"])
+def test_damaged_images_are_made_again(tiny, tmp_path, damage):
+    table = small_table()
+    generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    whole = snapshot(tmp_path)
+    victim = tmp_path / table["path"].iloc[5]
+    data = victim.read_bytes()
+    if damage == "delete":
+        victim.unlink()
+    else:
+        victim.write_bytes(data[: len(data) // 2] if damage == "truncate" else data[:-1] + b"x")
+    generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    assert snapshot(tmp_path) == whole
+
+
+def test_changed_settings_are_not_mistaken_for_finished_work(tiny, tmp_path):
+    table = small_table(seeds=(1,))
+    generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    generate(table, tiny, tmp_path, SETTINGS._replace(image_size=48), progress=False)
+    assert read_image(tmp_path / table["path"].iloc[0]).size == (48, 48)
+
+
+def test_repeated_paths_are_refused(tiny, tmp_path):
+    rows = [{"path": "a.png", "trajectory": Trajectory.plain("a", seed, num_inference_steps=6)} for seed in (1, 2)]
+    with pytest.raises(ValueError, match=r"'a.png' occurs more than once"):
+        generate(pd.DataFrame(rows), tiny, tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="beyond num_inference_steps=6"):
+        generate(small_table().assign(trajectory=Trajectory.plain("a", 1)), tiny, tmp_path, SETTINGS)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from hybridlib import grids, models, study
+from hybridlib.metrics.alignment import ClipAlignment
+from hybridlib.metrics.fidelity import Brisque
+from hybridlib.parameters import AlignmentParameters
+from hybridlib.paths import ROOT
+from hybridlib.prompts import PromptSet
+
+p = AlignmentParameters.from_yaml(ROOT / "params" / "smoke" / "02_alignment.yaml")
+table = grids.sim_sweep(
+    PromptSet.load(p.prompts), p.personal_prompts, p.public_scales, p.seeds, p.common_steps
+)
+metrics = [ClipAlignment.load(p.clip_model), Brisque.load("shipped")]
+study.run(table, models.load(p.model), Path(sys.argv[1]), p, metrics)
+"""
+
+
+@pytest.mark.slow
+def test_killed_runs_finish_with_identical_bytes(tmp_path):
+    """The smoke profile of study 02, killed at three moments: images, table and provenance come out the same."""
+
+    def start(folder):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        return subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], env=environment)
+
+    def files(folder):
+        return [p for p in folder.rglob("*") if p.is_file()] if folder.exists() else []
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+    number = len(files(whole))
+    for moment in sorted(random.Random(0).uniform(0.05, 0.98) for _ in range(3)):
+        process = start(killed)
+        while process.poll() is None and len(files(killed)) < moment * number:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(files(killed)) < number
+    for path in killed.rglob("*.png"):
+        read_image(path)  # raises on a half-written file
+    assert start(killed).wait() == 0
+    assert snapshot(killed) == snapshot(whole)
+    for name in ("scores.parquet", "scores.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert read_table(whole / "scores.parquet")["clip"].notna().all()
+
+
+class Brightness:
+    """A metric one can check by hand."""
+
+    name, identity = "brightness", "mean of 8-bit values"
+
+    def __init__(self):
+        self.calls = 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        return np.array([np.asarray(image).mean() + len(prompt) for image, prompt in zip(images, prompts, strict=True)])
+
+
+def test_scores_are_one_tidy_row_an_image(tiny, tmp_path):
+    table, metric = small_table(), Brightness()
+    generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    scores = study.score(table, tmp_path, [metric], progress=False)
+    for row in scores.itertuples():
+        assert row.brightness == pytest.approx(np.asarray(read_image(tmp_path / row.path)).mean() + len(row.prompt))
+    assert "trajectory" not in scores
+    written = read_table(tmp_path / "scores.parquet", ("brightness", "common_step"))
+    pd.testing.assert_frame_equal(written, scores)
+    assert written.attrs["metrics"] == {"brightness": "mean of 8-bit values"}
+
+
+def test_only_what_changed_is_scored_again(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "IMAGES_PER_CHUNK", 8)
+    table, metric = small_table().query("common_step == 3"), Brightness()  # at 0 the public scale changes nothing
+    generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    first = study.score(table, tmp_path, [metric], progress=False)
+    chunks = metric.calls
+    assert chunks == -(-len(table) // 8)
+    study.score(table, tmp_path, [metric], progress=False)
+    assert metric.calls == chunks
+    write_image(Image.new("RGB", (32, 32), "white"), tmp_path / table["path"].iloc[9])
+    again = study.score(table, tmp_path, [metric], progress=False)
+    assert metric.calls == chunks + 1
+    assert (again["brightness"] != first["brightness"]).sum() == 1
+
+
+def test_missing_tables_and_columns_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no table .*run the study that writes it first"):
+        read_table(tmp_path / "nothing.parquet")
+    write_table(pd.DataFrame({"a": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="lacks the column 'b'"):
+        read_table(tmp_path / "a.parquet", ("a", "b"))
+
+
+def test_provenance_says_what_made_a_table(tiny):
+    record = study.provenance(tiny, AlignmentParameters(), [Brightness()])
+    assert record["parameters"]["public_scales"] == [1.0, 3.0, 7.0]
+    assert record["metrics"] == {"brightness": "mean of 8-bit values"}
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    json.dumps(record)
+
+
+def test_similarity_study_is_the_published_grid():
+    prompts = PromptSet.load("miniature")
+    grid = grids.similarity_study(prompts, grids.PUBLISHED_VARIANTS, (1, 2), range(28))
+    assert len(grid) == 54_208
+    names = grid["path"].str.rsplit("/", n=1).str[-1]
+    assert names.nunique() == 13_552
+    assert "Public21_Personal0_CommonStep27.png" in set(names)
+    row = grid.set_index("path").loc["wSIM_wNPI/seed2/Public0_Personal21_CommonStep9.png"]
+    public, personal = row["trajectory"].segments
+    assert (public.prompt, public.stop, public.guidance_scale) == (prompts.public[0], 9, 2.0)
+    assert (personal.prompt, personal.guidance_scale) == (prompts.personal[19], 8.0)
+    assert personal.negative_prompt == prompts.negative[19]
+    own = grid.set_index("path").loc["wSIM_wNPI/seed1/Public5_Personal1_CommonStep3.png", "trajectory"].segments[1]
+    assert own.negative_prompt == ""  # public prompts have no negative
+
+
+def test_anchored_study_is_the_published_grid():
+    grid = grids.anchored_study(PromptSet.load("miniature"), grids.LATER_VARIANTS, (1, 2, 3), range(28))
+    assert len(grid) == 70_560
+    names = set(grid["path"].str.rsplit("/", n=1).str[-1])
+    assert {"PAnchor0_POther19_CommonStep27_Seed3.png", "Public1_Personal19_CommonStep0_Seed1.png"} <= names
+    assert "PAnchor3_POther3_CommonStep0_Seed1.png" not in names
+
+
+def test_factorial_variants_are_all_eight():
+    settings = set(grids.FACTORIAL_VARIANTS.values())
+    assert settings == {grids.Variant(a, b, c) for a in (2.0, 7.0) for b in (7.0, 8.0) for c in (False, True)}
+
+
+def test_prompt_outside_the_set_is_refused():
+    with pytest.raises(ValueError, match=r"personal prompt index 22 lies outside 0\.\.21"):
+        grids.similarity_study(PromptSet.load("miniature"), grids.PUBLISHED_VARIANTS, (1,), (3,), (0, 22))
+    with pytest.raises(ValueError, match="common_step must lie in"):
+        grids.similarity_study(PromptSet.load("miniature"), grids.PUBLISHED_VARIANTS, (1,), (29,), (0, 1))
+
+
+def test_results_are_taken_over_with_their_provenance(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    with pytest.raises(ValueError, match="run the study that writes it first"):
+        results.take_over("toy", "02_alignment")
+    row = {"path": "a.png", "common_step": 3, "public_scale": 1.0, "personal": 0, "seed": 1, "npi": True, "clip": 0.5}
+    table = pd.DataFrame([row])
+    table.attrs["metrics"] = {"clip": "which"}
+    write_table(table, tmp_path / "outputs" / "toy" / "sim_sweep" / "alignment.parquet")
+    (tmp_path / "outputs" / "toy" / "sim_sweep" / "alignment.json").write_text("{}")
+    results.take_over("toy", "02_alignment")
+    taken = results.load("02_alignment")
+    assert list(taken) == ["common_step", "public_scale", "personal", "seed", "npi", "clip"]
+    assert taken.attrs == {"metrics": {"clip": "which"}, "profile": "toy"}
+    assert (tmp_path / "results" / "02_alignment.json").read_text() == "{}"
+    own = taken.assign(clip=0.9)
+    assert results.choose("02_alignment", own, "shipped", "smoke")["clip"].tolist() == [0.5]
+    chosen = results.choose("02_alignment", own, "own", "smoke")
+    assert (chosen["clip"].tolist(), chosen.attrs["profile"]) == ([0.9], "smoke")
+
+
+def test_cost_table_and_pictures(tiny, tmp_path):
+    table = small_table(seeds=(1,))
+    outcome = generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    spend = grids.published_spend(table)
+    costs = study.cost_table({"sim": (spend.nfe, outcome)})
+    # by hand, per prompt: public runs of 1 and 4 steps at scale 0 (1 NFE) and 2 (2 NFE), two personal runs each
+    assert spend.nfe == 2 * ((1 + 4) * (1 + 2) + 2 * 2 * (6 + 3) * 2)
+    assert costs.loc["sim", "images"] == len(table)
+    pictures = study.picture_table(table[table["npi"]], tmp_path, ["personal", "public_scale"], "common_step")
+    assert (len(pictures), len(pictures[0])) == (4, 2)
+    assert pictures[0][0].size == (32, 32)
