@@ -13,7 +13,7 @@ import pandas as pd
 from ..codecs import Codec, DecimalRounding, MinMax
 from ..denoising.trajectory import Trajectory, Tree
 from ..files import checksum, digest, read_image, write_array, write_atomically, write_json, write_table
-from ..study.runner import Outcome, generate, provenance
+from ..study.runner import Outcome, generate, provenance, with_schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -171,9 +171,11 @@ def run(
     parameters: SamplingParameters,
     name: str,
 ) -> tuple[pd.DataFrame, Outcome]:
-    """Images, distortion and provenance of a grid: `study.generate`, `distort`, then `<name>.json` beside the table."""
-    outcome = generate(table.drop_duplicates("path"), pipeline, folder, parameters.settings())
-    scores = distort(table, folder, name)
+    """Images, distortion and provenance of a grid: `generate`, `distort`, then `<name>.json` beside the table."""
+    settings = parameters.settings()
+    outcome = generate(table.drop_duplicates("path"), pipeline, folder, settings)
+    updates = (table["step"] + 1).fillna(settings.num_inference_steps)  # a reference meets no codec
+    scores = distort(with_schedule(table, updates, pipeline, settings), folder, name)
     write_json(provenance(pipeline, parameters, []), folder / f"{name}.json")
     return scores, outcome
 

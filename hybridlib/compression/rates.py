@@ -17,7 +17,7 @@ from ..codecs import Adaptive, Codec, DecimalRounding, MinMax
 from ..denoising.trajectory import Trajectory
 from ..files import write_json, write_table
 from ..intervals import Array, interval, resamples
-from ..study.runner import provenance
+from ..study.runner import SCHEDULE_COLUMNS, provenance
 from . import grids
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def families(steps: Sequence[float], bits: Sequence[int], adaptive_steps: Sequen
 def run(
     prompts: Sequence[str], pipeline: HybridStableDiffusion3Pipeline, folder: Path, parameters: CompressionParameters
 ) -> pd.DataFrame:
-    """Bytes and image quality of every codec that the parameters name; writes `folder / grids.parquet`.
+    """Bytes and image quality of every codec that the parameters name; writes `folder / links.parquet`.
 
     Returns:
         What `measure_rates` returns, with original (path of the reference image), run, psnr and ssim.
@@ -58,9 +58,11 @@ def run(
     scores, _ = grids.run(grid, pipeline, folder, parameters, "link_images")
     rates = measure_rates(pipeline, prompts, seeds, steps, codecs, parameters.settings())
     keys = ["family", "codec", "prompt_index", "seed", "step"]
-    table = rates.merge(scores[[*keys, "original", "run", "psnr", "ssim"]], on=keys, validate="one_to_one")
-    write_table(table, folder / "grids.parquet")
-    write_json(provenance(pipeline, parameters, []), folder / "grids.json")
+    table = rates.merge(
+        scores[[*keys, *SCHEDULE_COLUMNS, "original", "run", "psnr", "ssim"]], on=keys, validate="one_to_one"
+    )
+    write_table(table, folder / "links.parquet")
+    write_json(provenance(pipeline, parameters, []), folder / "links.json")
     return table
 
 

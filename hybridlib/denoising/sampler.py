@@ -73,11 +73,19 @@ def prepared_scheduler(
     latent_size: tuple[int, int],
     sigmas: list[float] | None = None,
     mu: float | None = None,
+    shift: float | None = None,
 ) -> Any:
-    """A fresh copy of the pipeline's scheduler with its timesteps set, as the stock pipeline sets them."""
+    """A fresh copy of the pipeline's scheduler with its timesteps set, as the stock pipeline sets them.
+
+    `shift` of the noise schedule replaces the scheduler's own: noise levels become shift u / (1 + (shift - 1) u) of
+    evenly spaced u in 0..1, so that more of the steps are spent on strong noise where it is large.
+
+    Raises:
+        ValueError: if the scheduler has no fixed shift to replace.
+    """
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift, retrieve_timesteps
 
-    scheduler = copy.deepcopy(pipeline.scheduler)
+    scheduler = copy.deepcopy(pipeline.scheduler) if shift is None else _shifted(pipeline.scheduler, shift)
     config = scheduler.config
     if mu is None and config.get("use_dynamic_shifting"):
         patch = pipeline.transformer.config.patch_size
@@ -96,6 +104,15 @@ def prepared_scheduler(
         **({} if mu is None else {"mu": mu}),
     )
     return scheduler
+
+
+def _shifted(scheduler: Any, shift: float) -> Any:
+    if shift <= 0:
+        raise ValueError(f"shift must be above 0, got {shift}")
+    name = next((name for name in ("shift", "flow_shift") if name in scheduler.config), None)
+    if name is None or scheduler.config.get("use_dynamic_shifting"):
+        raise ValueError(f"shift = {shift}: {type(scheduler).__name__} has no fixed shift to replace; leave it out")
+    return type(scheduler).from_config(scheduler.config, **{name: shift})
 
 
 @torch.no_grad()
@@ -175,6 +192,7 @@ def sample(
     trajectories: Sequence[Trajectory],
     *,
     num_inference_steps: int | None = None,
+    shift: float | None = None,
     height: int | None = None,
     width: int | None = None,
     batch_size: int = 64,
@@ -188,6 +206,7 @@ def sample(
     Args:
         trajectories: all over the same steps. Without `resume` they start at 0 from the noise of their seed.
         num_inference_steps: length of the noise schedule; where the trajectories stop, by default.
+        shift: of the noise schedule; the model's own by default. It belongs to a resolution: large latents bear more.
         height, width: image size in pixels; the model's own by default.
         batch_size: most denoiser evaluations in one forward.
         keep: numbers of updates after which to keep latents (0 = initial noise), beside the final ones.
@@ -206,7 +225,7 @@ def sample(
         raise ValueError(f"keep must lie in {tree.start}..{tree.stop}, got {outside[0]}")
     size = _latent_size(pipeline, height, width)
     denoiser = SD3Denoiser(pipeline, batch_size, max_sequence_length)
-    scheduler = prepared_scheduler(pipeline, steps, size)
+    scheduler = prepared_scheduler(pipeline, steps, size, shift=shift)
     if resume is not None:
         resume.check(pipeline, scheduler, trajectories)
         write_history(scheduler, {name: rows.to(denoiser.device) for name, rows in resume.history.items()})

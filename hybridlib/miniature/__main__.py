@@ -11,19 +11,15 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a model from nothing, or resume, and write it to data/models")
     train.add_argument("name", choices=["mini-sd3", "mini-clip", "mini-judge"])
-    train.add_argument("--tune", action="store_true", help="mini-sd3: the last stage alone, from the shipped weights")
     evaluate = commands.add_parser("evaluate", help="measure the shipped models on held-out scenes")
     evaluate.add_argument("--images", type=int, default=256, help="generated images per prompt kind (default 256)")
     arguments = parser.parse_args()
-
-    if arguments.command == "train" and arguments.tune and arguments.name != "mini-sd3":
-        parser.error(f"--tune goes with mini-sd3, not with {arguments.name}")
 
     from ..paths import MODELS
     from . import cards, zoo  # heavy imports only once the arguments are understood
 
     if arguments.command == "train":
-        folder = zoo.train_mini_sd3(tune_only=True) if arguments.tune else zoo.TRAINERS[arguments.name]()
+        folder = zoo.TRAINERS[arguments.name]()
         cards.write(folder)
         print(f"wrote {folder}")
     else:

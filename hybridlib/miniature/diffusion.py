@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .scenes import IMAGE_SIZE, Scenes, captions, misreport, render, sample_scenes
+from .scenes import IMAGE_SIZE, Scenes, captions, render, sample_scenes
 from .tokens import MAX_TOKENS, build_tokenizer
 from .training import History, Recipe, fit
 
 RECIPE = Recipe(steps=10_000, batch_size=128, learning_rate=2e-3, seed=2, ema_decay=0.999, warmup_steps=400)
-TUNING = Recipe(steps=3_600, batch_size=128, learning_rate=1e-3, seed=7, ema_decay=0.999, warmup_steps=200)
 CORPUS_SCENES = 49_152
 MAX_OFFSET = 4.0  # pixels a lone object of the corpus lies off the middle
 CAPTION_DROPOUT = 0.1
-SHIFT = 0.5  # of the noise schedule; `python -m hybridlib.miniature schedule` chooses it
+SHIFT = 0.35  # of the noise schedule: the closest to SD3's curves in data/results/05_schedules.parquet
 MAX_NULL_TOKENS = 256  # what the stock pipeline pads with where there is no T5
 
 
@@ -117,78 +116,36 @@ class NullTokenAttention:
         return (image, text if attn.context_pre_only else attn.to_add_out(text))
 
 
-class Stage(NamedTuple):
-    """What one stage of the training shows the model."""
-
-    name: str
-    recipe: Recipe
-    middle: float  # of the logit-normal noise levels
-    careless: float  # share of captions that misreport attributes
-
-
-# The first stage learns to draw. Its captions are always right, so it learns that a caption overrules the picture, and
-# guidance away from a negative prompt never stops pushing. Captions from the web are not like that: the second stage
-# shows some that misreport, and the noise levels at which a latent of 8 x 8 is decided.
-DRAW = Stage("transformer", RECIPE, middle=0.5, careless=0.0)
-TUNE = Stage("transformer tuning", TUNING, middle=0.0, careless=0.3)
-
-
-def train(folder: Path, vae: AutoencoderKL) -> tuple[StableDiffusion3Pipeline, dict[str, tuple[Recipe, History]]]:
-    """Both stages from nothing: the pipeline, and how each stage went."""
-    torch.manual_seed(RECIPE.seed)
-    tokenizer = build_tokenizer()
-    model = TextToVelocity(len(tokenizer), tokenizer.eos_token_id)
-    runs = {stage.name: (stage.recipe, run_stage(folder, vae, model, stage)) for stage in (DRAW, TUNE)}
-    return _pipeline(model, vae), runs
-
-
-def tune(
-    folder: Path, shipped: StableDiffusion3Pipeline
-) -> tuple[StableDiffusion3Pipeline, dict[str, tuple[Recipe, History]]]:
-    """The second stage alone, from the weights of a finished pipeline."""
-    model = TextToVelocity(len(shipped.tokenizer), shipped.tokenizer.eos_token_id)
-    for name in ("text_encoder", "text_encoder_2", "transformer"):
-        getattr(model, name).load_state_dict(getattr(shipped, name).float().state_dict())
-    runs = {TUNE.name: (TUNE.recipe, run_stage(folder, shipped.vae, model, TUNE))}
-    return _pipeline(model, shipped.vae), runs
-
-
-def run_stage(folder: Path, vae: AutoencoderKL, model: TextToVelocity, stage: Stage) -> History:
+def train(folder: Path, vae: AutoencoderKL, recipe: Recipe = RECIPE) -> tuple[StableDiffusion3Pipeline, History]:
     """Rectified flow with logit-normal noise levels, random caption detail and caption dropout, over cached latents."""
     scenes, latents = corpus(folder, vae)
     tokenizer, tokenizer_2 = build_tokenizer(), build_tokenizer(pad_token="!")
+    torch.manual_seed(recipe.seed)
+    model = TextToVelocity(len(tokenizer), tokenizer.eos_token_id)
     stock_processors = model.transformer.attn_processors
     attention = NullTokenAttention()
     model.transformer.set_attn_processor(attention)
-    recipe = stage.recipe
 
     def tokenize(tok: CLIPTokenizer, texts: list[str]) -> Tensor:
         return tok(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt").input_ids
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
-        told = scenes[rows]
-        if stage.careless:  # those that misreport do so at any rate
-            careless = torch.rand(len(rows), generator=generator) < stage.careless
-            told = misreport(told, careless * torch.rand(len(rows), generator=generator), generator)
-        texts = captions(told, keep=(0.4, 0.7, 1.0, 1.0)[step % 4], seed=step)
+        keep = (0.4, 0.7, 1.0, 1.0)[step % 4]
+        texts = captions(scenes[rows], keep=keep, seed=step)
         dropped = torch.rand(len(texts), generator=generator) < CAPTION_DROPOUT
         texts = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
         attention.multiplicity = MAX_NULL_TOKENS ** torch.rand((), generator=generator).item()
-        sigmas = torch.sigmoid(stage.middle + torch.randn(len(rows), generator=generator))
+        sigmas = torch.sigmoid(0.5 + torch.randn(len(rows), generator=generator))
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         noisy = torch.lerp(clean, noise, sigmas[:, None, None, None])
         velocity = model(noisy, sigmas, tokenize(tokenizer, texts), tokenize(tokenizer_2, texts))
         return F.mse_loss(velocity.float(), noise - clean)
 
-    history = fit(stage.name, model, loss_of, recipe, folder)
+    history = fit("transformer", model, loss_of, recipe, folder)
     model.transformer.set_attn_processor(stock_processors)
-    return history
-
-
-def _pipeline(model: TextToVelocity, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-    return StableDiffusion3Pipeline(
+    pipeline = StableDiffusion3Pipeline(
         transformer=model.transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae,
@@ -199,6 +156,7 @@ def _pipeline(model: TextToVelocity, vae: AutoencoderKL) -> StableDiffusion3Pipe
         text_encoder_3=None,
         tokenizer_3=None,
     )
+    return pipeline, history
 
 
 @torch.no_grad()

@@ -281,21 +281,3 @@ def contradict(scenes: Scenes, seed: int) -> Scenes:
         light=other(scenes.light, len(LIGHTS)),
     )
     return replace(changed, radius=torch.tensor(list(SIZES.values()))[changed.size].mean(dim=-1))
-
-
-def misreport(scenes: Scenes, rate: Tensor, generator: torch.Generator) -> Scenes:
-    """What a careless caption would say: colour, size, ground and light, each replaced by a random one with the
-    probability `rate` (B,) of its scene. Nouns and relations stay, as they mostly do in captions from the web."""
-
-    def told(values: Tensor, high: int) -> Tensor:
-        odds = rate.view(-1, *[1] * (values.dim() - 1))
-        lie = torch.rand(values.shape, generator=generator) < odds
-        return torch.where(lie, torch.randint(high, values.shape, generator=generator), values)
-
-    return replace(
-        scenes,
-        colour=told(scenes.colour, len(COLOURS)),
-        size=told(scenes.size, len(SIZES)),
-        ground=told(scenes.ground, len(GROUNDS)),
-        light=told(scenes.light, len(LIGHTS)),
-    )

@@ -22,20 +22,13 @@ from .training import History, Recipe
 RUNS = OUTPUTS / "training"
 
 
-def train_mini_sd3(tune_only: bool = False) -> Path:
-    """Train autoencoder, text encoders and transformer, and ship them as one `StableDiffusion3Pipeline` folder.
-
-    `tune_only` takes the shipped weights as the end of the first stage and runs the last one alone.
-    """
+def train_mini_sd3() -> Path:
+    """Train autoencoder, text encoders and transformer, and ship them as one `StableDiffusion3Pipeline` folder."""
+    autoencoder, runs = vae.train(RUNS)
+    pipeline, history = diffusion.train(RUNS, autoencoder)
     folder = MODELS / "mini-sd3"
-    runs: dict[str, tuple[Recipe, History]] = {}
-    if tune_only:
-        pipeline, stages = diffusion.tune(RUNS, load("mini-sd3", device="cpu"))
-    else:
-        autoencoder, runs = vae.train(RUNS)
-        pipeline, stages = diffusion.train(RUNS, autoencoder)
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    _write_training(folder, runs | stages)
+    _write_training(folder, runs | {"transformer": (diffusion.RECIPE, history)})
     return folder
 
 
@@ -123,6 +116,4 @@ def _write_training(folder: Path, runs: dict[str, tuple[Recipe, History]]) -> No
         }
         for name, (recipe, history) in runs.items()
     }
-    path = folder / "training.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    write_atomically(path, (json.dumps(before | record, indent=1) + "\n").encode())
+    write_atomically(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())

@@ -14,24 +14,58 @@ import pandas as pd
 
 from ..files import read_table, write_atomically, write_table
 from ..paths import OUTPUTS, RESULTS
+from .runner import SCHEDULE_COLUMNS
 
 # study -> its table in outputs/<profile>/, and the columns worth keeping
 TABLES = {
-    "02_alignment": ("sim_sweep/alignment", ["common_step", "public_scale", "personal", "seed", "npi", "clip"]),
-    "03_fidelity": ("sim_sweep/fidelity", ["common_step", "public_scale", "personal", "seed", "npi", "brisque"]),
+    "02_alignment": (
+        "sim_sweep/alignment",
+        ["common_step", "public_scale", "personal", "seed", "npi", "clip", *SCHEDULE_COLUMNS],
+    ),
+    "03_fidelity": (
+        "sim_sweep/fidelity",
+        ["common_step", "public_scale", "personal", "seed", "npi", "brisque", *SCHEDULE_COLUMNS],
+    ),
     "05_image_quality": (
         "05_image_quality/scores",
-        ["variant", "public", "personal", "common_step", "seed", "similarity", "clip"],
+        ["variant", "public", "personal", "common_step", "seed", "similarity", "clip", *SCHEDULE_COLUMNS],
     ),
     "05_factorial": (
         "05_image_quality/factorial/scores",
-        ["public", "personal", "common_step", "seed", "public_scale", "personal_scale", "npi", "clip"],
+        [
+            "public",
+            "personal",
+            "common_step",
+            "seed",
+            "public_scale",
+            "personal_scale",
+            "npi",
+            "clip",
+            *SCHEDULE_COLUMNS,
+        ],
     ),
-    "07_ratios": ("07_compression_surface/ratios", ["prompt_index", "seed", "run", "step", "ratio", "psnr", "ssim"]),
-    "07_rates": ("07_compression_surface/rates", ["prompt_index", "seed", "run", "step", "bits", "ssim"]),
+    "07_ratios": (
+        "07_compression_surface/ratios",
+        ["prompt_index", "seed", "run", "step", "ratio", "psnr", "ssim", *SCHEDULE_COLUMNS],
+    ),
+    "07_rates": (
+        "07_compression_surface/rates",
+        ["prompt_index", "seed", "run", "step", "bits", "ssim", *SCHEDULE_COLUMNS],
+    ),
     "07_links": (
         "07_compression_surface/links",
-        ["run", "step", "family", "codec", "message_bytes", "bits_per_value", "latent_mse", "psnr", "ssim"],
+        [
+            "run",
+            "step",
+            "family",
+            "codec",
+            "message_bytes",
+            "bits_per_value",
+            "latent_mse",
+            "psnr",
+            "ssim",
+            *SCHEDULE_COLUMNS,
+        ],
     ),
     "08_curves": ("08_lad_ts/curves", ["method", "seed", "episode", "delay_s"]),
     "08_leaderboard": (

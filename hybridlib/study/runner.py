@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 PACKAGES = ("hybridlib", "torch", "diffusers", "transformers")
+SCHEDULE_COLUMNS = ("num_inference_steps", "shift", "sigma")  # of every table of scores
 IMAGES_PER_CHUNK = 128  # scored, and remembered as scored, together
 
 
@@ -124,7 +125,9 @@ def _finished_seconds(ledger: Path, folder: Path) -> float | None:
 def _context(pipeline: HybridStableDiffusion3Pipeline, settings: Settings) -> list[Any]:
     from ..denoising.state import model_identity
 
-    return [model_identity(pipeline), settings._asdict(), versions().to_dict()]
+    scheduler = pipeline.scheduler
+    schedule = [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
+    return [model_identity(pipeline), schedule, settings._asdict(), versions().to_dict()]
 
 
 def score(
@@ -172,11 +175,35 @@ def run(
     metrics: Sequence[Metric],
     name: str = "scores",
 ) -> tuple[pd.DataFrame, Outcome]:
-    """Images, scores and provenance of a study: `generate`, then `score`, then `<name>.json` beside the table."""
-    outcome = generate(table, pipeline, folder, parameters.settings())
-    scores = score(table, folder, metrics, name)
+    """Images, scores and provenance of a study: `generate`, then `score`, then `<name>.json` beside the table.
+
+    The table tells its noise schedule: `num_inference_steps`, `shift`, and `sigma`, the noise level of the handover
+    at `common_step`.
+    """
+    settings = parameters.settings()
+    outcome = generate(table, pipeline, folder, settings)
+    scores = score(with_schedule(table, table["common_step"], pipeline, settings), folder, metrics, name)
     write_json(provenance(pipeline, parameters, metrics), folder / f"{name}.json")
     return scores, outcome
+
+
+def with_schedule(
+    table: pd.DataFrame, updates: pd.Series, pipeline: HybridStableDiffusion3Pipeline, settings: Settings
+) -> pd.DataFrame:
+    """The table with the columns `SCHEDULE_COLUMNS`, `sigma` being the noise level after `updates` updates.
+
+    `shift` is nan where the scheduler takes it from the image size.
+    """
+    from ..denoising.sampler import prepared_scheduler
+
+    side = settings.image_size // pipeline.vae_scale_factor
+    scheduler = prepared_scheduler(pipeline, settings.num_inference_steps, (side, side), shift=settings.shift)
+    config = scheduler.config
+    shift = None if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift"))
+    sigma = scheduler.sigmas.double().cpu().numpy()[updates.astype(int)]
+    return table.assign(
+        num_inference_steps=settings.num_inference_steps, shift=np.nan if shift is None else float(shift), sigma=sigma
+    )
 
 
 def provenance(
@@ -191,6 +218,7 @@ def provenance(
         "versions": versions().to_dict(),
         "git_revision": git_revision(),
         "model": model_identity(pipeline),
+        "scheduler": {"class": type(pipeline.scheduler).__name__, "shift": pipeline.scheduler.config.get("shift")},
         "metrics": {metric.name: metric.identity for metric in metrics},
     }
 

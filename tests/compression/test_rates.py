@@ -15,8 +15,7 @@ from hybridlib.denoising.sampler import sample
 from hybridlib.denoising.trajectory import Trajectory
 from hybridlib.files import read_table
 from hybridlib.noise import initial_noise
-from hybridlib.study.parameters import CompressionParameters
-from hybridlib.study.runner import Settings
+from hybridlib.study.parameters import CompressionParameters, Settings
 
 RATES = pd.DataFrame(
     [(2, "a", "fine", 900, 44.0), (2, "a", "coarse", 300, 38.0), (2, "b", "x", 500, 41.0), (8, "a", "fine", 700, 46.0)],

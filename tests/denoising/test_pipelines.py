@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference.hybrid_loop import hybrid_latents
-from test_sampler import DRIFT, noise, stock
+from reference.stock import DRIFT, noise, stock
 
 STEPS = 6
 PERSONAL = ["a red ring on snow", "a green ring on grass"]

@@ -4,29 +4,16 @@ from itertools import product
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusion3Pipeline
+from diffusers import DPMSolverMultistepScheduler
 from reference.hybrid_loop import hybrid_latents
+from reference.stock import DRIFT, noise, stock
 
-from hybridlib.denoising.sampler import initial_noise, sample
+from hybridlib.denoising.sampler import sample
 from hybridlib.denoising.trajectory import Segment, Trajectory
+from hybridlib.noise import initial_noise
 
 STEPS = 8
 OPTIONS = {"max_sequence_length": 12, "progress": False}
-
-# Rows of a batch meet other blockings of the matrix products than a row alone, so latents differ by float32 rounding
-# that 28 steps amplify; the drift test below measures it. 1e-4 is the bound the project promises.
-DRIFT = 1e-4
-
-
-def stock(pipeline):
-    plain = StableDiffusion3Pipeline(**pipeline.components)
-    plain.set_progress_bar_config(disable=True)
-    return plain
-
-
-def noise(pipeline, seed):
-    size = pipeline.default_sample_size
-    return initial_noise(seed, pipeline.transformer.config.in_channels, size, size)
 
 
 def grid():

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hybridlib import intervals
 from hybridlib.fits import sigmoid
 from hybridlib.hybrid import claims, hiqm, planning
 from hybridlib.paths import PUBLISHED
@@ -135,10 +136,10 @@ def test_claims_hold_on_data_made_to_hold_and_fail_where_reversed():
     curves = {name: hiqm.binned(hiqm.cube(scores, name), rounds=60) for name in shift}
     table = claims.check(curves["with"], curves["without"], rounds=60).set_index("claim")["verdict"]
     later = next(claim for claim in table.index if "inflection" in claim)
-    assert table[later] == claims.HOLDS
-    assert table["C grows with similarity (smaller slope of the two variants)"] == claims.HOLDS
+    assert table[later] == intervals.HOLDS
+    assert table["C grows with similarity (smaller slope of the two variants)"] == intervals.HOLDS
     swapped = claims.check(curves["without"], curves["with"], rounds=60).set_index("claim")["verdict"]
-    assert swapped[later] == claims.FAILS
+    assert swapped[later] == intervals.FAILS
 
 
 def test_published_statistics_are_those_of_the_reference():
@@ -157,14 +158,14 @@ def test_published_statistics_are_those_of_the_reference():
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.1, 0.2, claims.HOLDS),
-        (-0.2, -0.1, claims.FAILS),
-        (-0.1, 0.1, claims.UNDECIDED),
-        (np.nan, np.nan, claims.UNDECIDED),
+        (0.1, 0.2, intervals.HOLDS),
+        (-0.2, -0.1, intervals.FAILS),
+        (-0.1, 0.1, intervals.UNDECIDED),
+        (np.nan, np.nan, intervals.UNDECIDED),
     ],
 )
 def test_verdicts(low, high, expected):
-    assert claims.verdict(low, high, claims.POSITIVE) == expected
+    assert intervals.verdict(low, high, intervals.POSITIVE) == expected
 
 
 def test_sweep_claims_follow_the_direction_of_the_metric():
@@ -177,8 +178,8 @@ def test_sweep_claims_follow_the_direction_of_the_metric():
         for n in (False, True)
     ]
     table = pd.DataFrame(rows)
-    assert claims.check_sweep(table, "x", True)["verdict"].tolist() == [claims.HOLDS] * 3
-    assert claims.check_sweep(table, "x", False)["verdict"].tolist() == [claims.FAILS] * 3
+    assert claims.check_sweep(table, "x", True)["verdict"].tolist() == [intervals.HOLDS] * 3
+    assert claims.check_sweep(table, "x", False)["verdict"].tolist() == [intervals.FAILS] * 3
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from hybridlib.hybrid import grids
 from hybridlib.prompts import PromptSet
 from hybridlib.study import results
 from hybridlib.study import runner as study
-from hybridlib.study.parameters import AlignmentParameters
-from hybridlib.study.runner import Settings, generate
+from hybridlib.study.parameters import AlignmentParameters, Settings
+from hybridlib.study.runner import generate
 
 SETTINGS = Settings(num_inference_steps=6, image_size=32, batch_size=16, max_sequence_length=8)
 
@@ -110,19 +110,21 @@ def test_repeated_paths_are_refused(tiny, tmp_path):
 WORKER = """
 import sys
 from pathlib import Path
-from hybridlib import grids, models, study
+from hybridlib.denoising import models
+from hybridlib.hybrid import grids
 from hybridlib.metrics.alignment import ClipAlignment
 from hybridlib.metrics.fidelity import Brisque
-from hybridlib.parameters import AlignmentParameters
 from hybridlib.paths import ROOT
 from hybridlib.prompts import PromptSet
+from hybridlib.study import runner
+from hybridlib.study.parameters import AlignmentParameters
 
 p = AlignmentParameters.from_yaml(ROOT / "params" / "smoke" / "02_alignment.yaml")
 table = grids.sim_sweep(
     PromptSet.load(p.prompts), p.personal_prompts, p.public_scales, p.seeds, p.common_steps
 )
 metrics = [ClipAlignment.load(p.clip_model), Brisque.load("shipped")]
-study.run(table, models.load(p.model), Path(sys.argv[1]), p, metrics)
+runner.run(table, models.load(p.model), Path(sys.argv[1]), p, metrics)
 """
 
 

@@ -24,6 +24,7 @@ class Settings(NamedTuple):
     image_size: int = 64
     batch_size: int = 64
     max_sequence_length: int = 256
+    shift: float | None = None  # of the noise schedule; the model's own where None
 
     def sampling(self, **changes: Any) -> dict[str, Any]:
         """Keyword arguments for `sampler.sample`."""
@@ -34,6 +35,7 @@ class Settings(NamedTuple):
             "width": kept.image_size,
             "batch_size": kept.batch_size,
             "max_sequence_length": kept.max_sequence_length,
+            "shift": kept.shift,
         }
 
 
@@ -91,12 +93,15 @@ class SamplingParameters(PromptParameters):
     model: str = "mini-sd3"
     image_size: int = Field(64, ge=16, le=4096, multiple_of=16)
     num_inference_steps: int = Field(28, ge=1, le=1000)
+    shift: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)  # of the noise schedule; None: the model's own
     max_sequence_length: int = Field(1, ge=0, le=512)
     batch_size: int = Field(64, ge=1, le=4096)
 
     def settings(self) -> Settings:
         """What the sampler needs to know beside the trajectories."""
-        return Settings(self.num_inference_steps, self.image_size, self.batch_size, self.max_sequence_length)
+        return Settings(
+            self.num_inference_steps, self.image_size, self.batch_size, self.max_sequence_length, self.shift
+        )
 
     def _check_steps(self, *names: str) -> None:
         """Common steps lie below num_inference_steps, as in the published pipeline."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from .base import Index, Parameters, PromptParameters, SamplingParameters, Scale, Seed, Step
 
 QuantisationStep = Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]
+NoiseSchedule = Annotated[str, Field(pattern=r"^\d+/\d+(\.\d+)?/(euler|dpm-solver\+\+)$")]  # steps/shift/solver
 Method = Literal["LAD-TS", "D2SAC-B", "D2SAC-A", "SAC-TS", "DQN-TS"]
 
 
@@ -99,12 +100,16 @@ class QualityParameters(SamplingParameters):
     anchored_common_steps: list[Step] = [0, 9, 18]
     factorial_prompts: list[Index] = Field([0, 2, 5, 12], min_length=2)
     factorial_seeds: list[Seed] = Field([1], min_length=1)
-    factorial_common_steps: list[Step] = [12, 18, 23]
+    factorial_common_steps: list[Step] = [6, 12, 18]
+    schedules: list[NoiseSchedule] = ["28/0.5/euler", "14/3/dpm-solver++"]
+    schedule_prompts: list[Index] = Field([0, 2, 5, 12, 19], min_length=2)
+    schedule_seeds: list[Seed] = Field([1], min_length=1)
+    schedule_shares: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.3, 0.5, 0.7, 0.97], min_length=5)
 
     @model_validator(mode="after")
     def _fits_schedule_and_prompts(self) -> Self:
         self._check_steps("common_steps", "anchored_common_steps", "factorial_common_steps")
-        self._check_prompts("joint", "joint_prompts", "factorial_prompts")
+        self._check_prompts("joint", "joint_prompts", "factorial_prompts", "schedule_prompts")
         self._check_prompts("personal", "anchored_prompts")
         if 0 not in self.common_steps:
             raise ValueError(f"common_steps = {self.common_steps}: must contain 0, where nothing is shared")
