@@ -8,6 +8,7 @@ from .quality import (
     fitted_curves,
     public_candidates,
     quality_contours,
+    schedule_curves,
     similarity_histogram,
     similarity_matrix,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "quality_lines",
     "quality_surface",
     "rate_distortion",
+    "schedule_curves",
     "script_curve",
     "similarity_histogram",
     "similarity_matrix",

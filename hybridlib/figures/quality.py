@@ -169,3 +169,25 @@ def quality_contours(surfaces: dict[str, QualitySurface], share: float, label: s
     axes[0][0].set_ylabel("similarity of public and personal prompt")
     figure.colorbar(filled, ax=axes[0].tolist(), label=label, shrink=0.9)
     return finished(figure, title)
+
+
+def schedule_curves(curves: pd.DataFrame, reference: str, title: str = "") -> Figure:
+    """Scaled quality by common step, a panel for each similarity bin, a line for each schedule, `reference` in black.
+
+    Args:
+        curves: schedule, similarity, common_step, score, as `schedules.curves_beside` returns them.
+    """
+    names = [name for name in dict.fromkeys(curves["schedule"]) if name != reference]
+    colours = dict(zip(names, sns.color_palette("crest", len(names)), strict=True)) | {reference: "black"}
+    lines = curves.groupby("similarity")["schedule"].nunique()
+    bins = lines.index[lines > 1]
+    figure, axes = plt.subplots(1, len(bins), figsize=(2.7 * len(bins) + 1.4, 3.2), sharey=True, squeeze=False)
+    for ax, similarity in zip(axes[0], bins, strict=True):
+        panel = curves[curves["similarity"] == similarity].sort_values("common_step")
+        for name, colour in colours.items():
+            line, width = panel[panel["schedule"] == name], 2.2 if name == reference else 1.4
+            ax.plot(line["common_step"], line["score"], color=colour, linewidth=width, label=name)
+        ax.set(title=f"similarity {similarity:.1f}", xlabel="common step")
+    axes[0][0].set_ylabel("CLIP alignment, scaled to 0..1")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8.5)
+    return finished(figure, title)

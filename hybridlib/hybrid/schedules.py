@@ -139,6 +139,21 @@ def distance(curves: pd.DataFrame, num_inference_steps: int = 28) -> float:
     return float(np.mean(differences))
 
 
+def curves_beside(scores: pd.DataFrame, min_pairs: int = 6) -> pd.DataFrame:
+    """Scaled curves of every schedule of a table made by `run`, and SD3's: schedule, similarity, common_step, score.
+
+    Common steps of schedules of other lengths are stretched to 28 steps. Only the bins `COMPARED_BINS` are kept.
+    """
+    tables = [scaled(published_curves()).assign(schedule="SD3, published")]
+    for text, own in scores.groupby("schedule", sort=False):
+        curves = hiqm.binned(hiqm.cube(own, PLAIN), min_pairs=min_pairs, rounds=0).table(PLAIN)
+        curves = scaled(curves[["similarity", "common_step", "score"]])
+        stretch = 28 / Schedule.parse(str(text)).num_inference_steps
+        tables.append(curves.assign(schedule=str(text), common_step=curves["common_step"] * stretch))
+    table = pd.concat(tables, ignore_index=True)
+    return table[np.isclose(table["similarity"].to_numpy()[:, None], COMPARED_BINS).any(axis=1)]
+
+
 def distances(scores: pd.DataFrame, min_pairs: int = 6) -> pd.DataFrame:
     """How far each schedule of a table made by `run` lies from SD3: schedule, steps, shift, solver, distance."""
     rows = []

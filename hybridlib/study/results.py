@@ -44,6 +44,14 @@ TABLES = {
             *SCHEDULE_COLUMNS,
         ],
     ),
+    "05_schedules": (
+        "05_image_quality/schedules/scores",
+        ["schedule", "variant", "public", "personal", "common_step", "seed", "similarity", "clip", *SCHEDULE_COLUMNS],
+    ),
+    "05_anchored": (
+        "05_image_quality/anchored/scores",
+        ["variant", "public", "personal", "common_step", "seed", "similarity", "clip", "brisque", *SCHEDULE_COLUMNS],
+    ),
     "07_ratios": (
         "07_compression_surface/ratios",
         ["prompt_index", "seed", "run", "step", "ratio", "psnr", "ssim", *SCHEDULE_COLUMNS],

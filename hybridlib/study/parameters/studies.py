@@ -101,7 +101,7 @@ class QualityParameters(SamplingParameters):
     factorial_prompts: list[Index] = Field([0, 2, 5, 12], min_length=2)
     factorial_seeds: list[Seed] = Field([1], min_length=1)
     factorial_common_steps: list[Step] = [6, 12, 18]
-    schedules: list[NoiseSchedule] = ["28/0.5/euler", "14/3/dpm-solver++"]
+    noise_schedules: list[NoiseSchedule] = ["28/0.35/euler", "28/3/euler", "14/0.35/dpm-solver++"]
     schedule_prompts: list[Index] = Field([0, 2, 5, 12, 19], min_length=2)
     schedule_seeds: list[Seed] = Field([1], min_length=1)
     schedule_shares: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.3, 0.5, 0.7, 0.97], min_length=5)
