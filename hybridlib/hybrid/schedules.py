@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..files import write_table
+from ..files import write_json, write_table
 from ..paths import PUBLISHED
 from ..prompts import PromptSet
 from ..study import runner
@@ -100,6 +100,7 @@ def run(
     table = pd.concat(tables, ignore_index=True)
     table.attrs = tables[0].attrs
     write_table(table, folder / "scores.parquet")
+    write_json(runner.provenance(pipeline, parameters, metrics), folder / "scores.json")
     return table
 
 

@@ -15,11 +15,14 @@ _ABOUT = {
     "mini-sd3": (
         "A complete Stable Diffusion 3 pipeline in miniature: autoencoder (16 latent channels, 8x downsampling), two "
         "CLIP text encoders with a vocabulary of their own, an SD3 transformer and the flow-matching Euler scheduler "
-        "with shift 3.0. There is no T5; `hybridlib.denoising.models.load` passes `text_encoder_3=None` and "
+        "with shift 0.35, which belongs to latents of 8 x 8 as SD3's 3.0 belongs to 128 x 128. There is no T5; "
+        "`hybridlib.denoising.models.load` passes `text_encoder_3=None` and "
         "`tokenizer_3=None`.",
         "It draws one or two shapes on six grounds in three lights at 64x64 pixels and knows no other word; a lone "
-        "shape stands near the middle, as in its corpus. Prompts are cut at 16 tokens. Numbers measured on it say how "
-        "a method behaves on a small model, not on SD3.",
+        "shape stands near the middle, as in its corpus. Prompts are cut at 16 tokens. Quality is that of guidance 4 "
+        "unless a line says otherwise. Guidance away from a negative prompt costs it more than it costs SD3: its "
+        "captions never lie, so it is certain of every word. Keep guidance near 4 where a negative prompt is used. "
+        "Numbers measured on it say how a method behaves on a small model, not on SD3.",
     ),
     "mini-clip": (
         "An open_clip model of scenes and captions, trained contrastively and independently of the text encoders of "

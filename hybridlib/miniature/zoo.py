@@ -14,12 +14,13 @@ from ..denoising.models import load
 from ..files import write_atomically
 from ..paths import MODELS, OUTPUTS
 from . import clip, diffusion, vae
-from .judge import Judge, accuracy, arrangement_correct, objects_correct
+from .judge import Judge, Reading, accuracy, arrangement_correct, objects_correct
 from .judge import train as train_judge
-from .scenes import captions, sample_scenes
+from .scenes import COLOURS, SHAPES, SIZES, Scenes, captions, contradict, sample_scenes
 from .training import History, Recipe
 
 RUNS = OUTPUTS / "training"
+AGAINST = "guidance 8 against a negative prompt"
 
 
 def train_mini_sd3() -> Path:
@@ -61,7 +62,8 @@ TRAINERS = {"mini-sd3": train_mini_sd3, "mini-clip": train_mini_clip, "mini-judg
 def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float]]:
     """Quality of the shipped models on held-out scenes; with `write` also recorded in their folders.
 
-    `images` are generated for one-object and again for two-object prompts, at guidance 4 and 28 steps.
+    `images` are generated for one-object and again for two-object prompts, at 28 steps: guidance 4 alone, and
+    guidance 8 against a negative prompt that names the same object in another size and colour.
     """
     judge = Judge.load(MODELS / "mini-judge")
     pipeline = load("mini-sd3", device="cpu")
@@ -84,22 +86,40 @@ def load_clip(folder: Path) -> tuple[open_clip.CLIP, open_clip.HFTokenizer]:
 
 
 def _generation_quality(pipeline: Any, judge: Judge, objects: int, images: int) -> dict[str, float]:
-    from ..denoising.sampler import sample
-    from ..denoising.trajectory import Trajectory
-
     pool = sample_scenes(4 * images, seed=900_004)
     scenes = pool[(pool.count == objects).nonzero()[:images, 0]]
-    trajectories = [Trajectory.plain(text, seed, 4.0) for seed, text in enumerate(captions(scenes))]
-    pictures = sample(pipeline, trajectories, batch_size=128, max_sequence_length=1).images()
-    pixels = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in pictures])
-    reading = judge.read(pixels.view(-1, 64, 64, 3).permute(0, 3, 1, 2).float() / 255)
-    prefix = "one object" if objects == 1 else "two objects"
+    prompts, prefix = captions(scenes), "one object" if objects == 1 else "two objects"
+    reading = _drawn(pipeline, judge, prompts, [""] * len(prompts), guidance_scale=4.0)
+    pushed = _drawn(pipeline, judge, prompts, _negatives(scenes), guidance_scale=8.0)
     return {
         f"{prefix}: colour and shape": objects_correct(scenes, reading).float().mean().item(),
         f"{prefix}: count and arrangement": arrangement_correct(scenes, reading).float().mean().item(),
         f"{prefix}: ground": (reading.ground == scenes.ground).float().mean().item(),
         f"{prefix}: light": (reading.light == scenes.light).float().mean().item(),
+        f"{prefix}: colour and shape, {AGAINST}": objects_correct(scenes, pushed).float().mean().item(),
     }
+
+
+def _negatives(scenes: Scenes) -> list[str]:
+    """As in the shipped prompt set: the first object in another size and colour."""
+    other = contradict(scenes, seed=5)
+    sizes, colours, shapes = list(SIZES), list(COLOURS), list(SHAPES)
+    first = zip(other.size[:, 0].tolist(), other.colour[:, 0].tolist(), scenes.shape[:, 0].tolist(), strict=True)
+    return [f"a {sizes[size]} {colours[colour]} {shapes[shape]}" for size, colour, shape in first]
+
+
+def _drawn(pipeline: Any, judge: Judge, prompts: list[str], negatives: list[str], guidance_scale: float) -> Reading:
+    """What the judge reads from one image a prompt."""
+    from ..denoising.sampler import sample
+    from ..denoising.trajectory import Trajectory
+
+    texts = zip(prompts, negatives, strict=True)
+    trajectories = [
+        Trajectory.plain(text, seed, guidance_scale, negative) for seed, (text, negative) in enumerate(texts)
+    ]
+    pictures = sample(pipeline, trajectories, batch_size=128, max_sequence_length=1).images()
+    pixels = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in pictures])
+    return judge.read(pixels.view(-1, 64, 64, 3).permute(0, 3, 1, 2).float() / 255)
 
 
 def _save_half(model: torch.nn.Module, path: Path) -> None:
