@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ from ..paths import MODELS
 
 if TYPE_CHECKING:
     from .pipelines import HybridStableDiffusion3Pipeline
+
+DTYPES = ("float32", "float16", "bfloat16")
+FAMILY = ("StableDiffusion3Pipeline", "HybridStableDiffusion3Pipeline")
 
 
 def locate(name: str) -> str:
@@ -25,6 +29,18 @@ def locate(name: str) -> str:
     return name
 
 
+def _check_family(folder: Path) -> None:
+    """Other families hold parts of the same names, and some would load."""
+    index = folder / "model_index.json"
+    if not folder.is_dir():
+        return
+    if not index.is_file():
+        raise ValueError(f"{folder} holds no model_index.json; a folder as diffusers saves pipelines is needed")
+    family = json.loads(index.read_text()).get("_class_name")
+    if family not in FAMILY:
+        raise ValueError(f"{folder} holds a {family}; only {' and '.join(FAMILY)} load here")
+
+
 def load(name: str, device: str | None = None, dtype: str | None = None) -> HybridStableDiffusion3Pipeline:
     """A hybrid SD3 pipeline from a miniature name, a local folder or a hub id.
 
@@ -33,7 +49,8 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
         dtype: "float32" on the CPU and "float16" elsewhere, by default.
 
     Raises:
-        ValueError: if a hub id cannot be reached, naming the local-folder alternative.
+        ValueError: if a folder holds another family of models, `dtype` is none of `DTYPES`, or a hub id cannot be
+            reached, naming the local-folder alternative.
     """
     import torch
 
@@ -41,7 +58,10 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "float16")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     location = locate(name)
+    _check_family(Path(location))
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     if Path(location).is_dir() and not (Path(location) / "text_encoder_3").is_dir():
         options |= {"text_encoder_3": None, "tokenizer_3": None}

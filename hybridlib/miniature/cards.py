@@ -15,9 +15,14 @@ _ABOUT = {
     "mini-sd3": (
         "A complete Stable Diffusion 3 pipeline in miniature: autoencoder (16 latent channels, 8x downsampling), two "
         "CLIP text encoders with a vocabulary of their own, an SD3 transformer and the flow-matching Euler scheduler "
-        "with shift 0.35, which belongs to latents of 8 x 8 as SD3's 3.0 belongs to 128 x 128. There is no T5; "
-        "`hybridlib.denoising.models.load` passes `text_encoder_3=None` and "
-        "`tokenizer_3=None`.",
+        "with shift 0.35, which belongs to latents of 8 x 8 as SD3's 3.0 belongs to 128 x 128. There is no T5, and "
+        "weights are stored in 16 bits, so stock diffusers loads it by\n\n"
+        "```python\n"
+        "DiffusionPipeline.from_pretrained(\n"
+        '    "data/models/mini-sd3", text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32\n'
+        ")\n"
+        "```\n\n"
+        'and `hybridlib.denoising.models.load("mini-sd3")` does the same.',
         "It draws one or two shapes on six grounds in three lights at 64x64 pixels and knows no other word; a lone "
         "shape stands near the middle, as in its corpus. Prompts are cut at 16 tokens. Quality is that of guidance 4 "
         "unless a line says otherwise. Guidance away from a negative prompt costs it more than it costs SD3: its "

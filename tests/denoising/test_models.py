@@ -1,22 +1,48 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from safetensors import safe_open
 
 from hybridlib.denoising import models
 from hybridlib.denoising.pipelines import HybridStableDiffusion3Pipeline
-from hybridlib.paths import MODELS
+from hybridlib.paths import MODELS, ROOT
+
+LOADING = """DiffusionPipeline.from_pretrained(
+    "data/models/mini-sd3", text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+)"""
 
 
-def test_stock_diffusers_loads_the_shipped_folder(mini):
-    stock = StableDiffusion3Pipeline.from_pretrained(MODELS / "mini-sd3", text_encoder_3=None, tokenizer_3=None)
-    assert stock.vae.config.latent_channels == 16
-    assert stock.vae_scale_factor == 8
-    assert stock.scheduler.config.shift == 3.0
-    for name, weight in stock.transformer.state_dict().items():
-        assert torch.equal(weight.float(), mini.transformer.state_dict()[name])
+def test_stock_diffusers_loads_the_shipped_folder_as_printed(mini, monkeypatch):
+    assert LOADING in (MODELS / "mini-sd3" / "README.md").read_text()
+    assert LOADING in (ROOT / "README.md").read_text()
+    monkeypatch.chdir(ROOT)
+    stock = eval(LOADING, {"DiffusionPipeline": DiffusionPipeline, "torch": torch})
+    assert type(stock) is StableDiffusion3Pipeline
+    stock.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 4, "max_sequence_length": 1, "output_type": "np"}
+    pictures = [
+        pipe("a large red circle on grass at noon", generator=torch.Generator().manual_seed(1), **options).images
+        for pipe in (stock, mini)
+    ]
+    assert (pictures[0] == pictures[1]).all()
+
+
+@pytest.mark.parametrize("family", ["StableDiffusionXLPipeline", None])
+def test_another_family_is_refused(tmp_path, family):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": family}))
+    with pytest.raises(ValueError, match=f"holds a {family}; only StableDiffusion3Pipeline"):
+        models.load(str(tmp_path), device="cpu")
+
+
+def test_a_folder_without_index_and_an_unknown_dtype_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no model_index.json"):
+        models.load(str(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match=r"dtype must be one of \('float32', 'float16', 'bfloat16'\), got 'fp16'"):
+        models.load("mini-sd3", device="cpu", dtype="fp16")
 
 
 def test_a_folder_path_loads_like_the_name(mini):

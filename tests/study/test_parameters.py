@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import ast
+
 import papermill
 import pytest
-import yaml
 
 from hybridlib.paths import ROOT
 from hybridlib.study.parameters import STUDIES, FiguresParameters
@@ -19,7 +20,7 @@ def test_shipped_parameter_files_are_valid(path):
 @pytest.mark.parametrize("name", STUDIES)
 def test_notebook_defaults_are_the_smoke_profile(name):
     cells = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
-    defaults = {key: yaml.safe_load(entry["default"]) for key, entry in cells.items()}
+    defaults = {key: ast.literal_eval(entry["default"]) for key, entry in cells.items()}
     smoke = STUDIES[name].from_yaml(ROOT / "params" / "smoke" / f"{name}.yaml")
     assert defaults == smoke.model_dump()
 

@@ -256,13 +256,15 @@ def test_results_are_taken_over_with_their_provenance(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="run the study that writes it first"):
         results.take_over("toy", "02_alignment")
     row = {"path": "a.png", "common_step": 3, "public_scale": 1.0, "personal": 0, "seed": 1, "npi": True, "clip": 0.5}
+    row |= {"num_inference_steps": 28, "shift": 0.35, "sigma": 0.7}
     table = pd.DataFrame([row])
     table.attrs["metrics"] = {"clip": "which"}
     write_table(table, tmp_path / "outputs" / "toy" / "sim_sweep" / "alignment.parquet")
     (tmp_path / "outputs" / "toy" / "sim_sweep" / "alignment.json").write_text("{}")
     results.take_over("toy", "02_alignment")
     taken = results.load("02_alignment")
-    assert list(taken) == ["common_step", "public_scale", "personal", "seed", "npi", "clip"]
+    kept = ["common_step", "public_scale", "personal", "seed", "npi", "clip", "num_inference_steps", "shift", "sigma"]
+    assert list(taken) == kept
     assert taken.attrs == {"metrics": {"clip": "which"}, "profile": "toy"}
     assert (tmp_path / "results" / "02_alignment.json").read_text() == "{}"
     own = taken.assign(clip=0.9)

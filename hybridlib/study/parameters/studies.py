@@ -93,7 +93,7 @@ class QualityParameters(SamplingParameters):
     brisque_weights: Literal["auto", "piq", "shipped"] = "shipped"
     joint_prompts: list[Index] = Field([0, 2, 5, 12, 19], min_length=2)
     seeds: list[Seed] = Field([1], min_length=1)
-    common_steps: list[Step] = Field([0, 8, 16, 20, 23, 25, 27], min_length=5)
+    common_steps: list[Step] = Field([0, 4, 8, 12, 16, 21, 27], min_length=5)
     min_pairs: int = Field(2, ge=1)  # a similarity bin of fewer ordered pairs is left out
     anchored_prompts: list[Index] = Field([0, 3, 10], min_length=2)  # personal ones, of the later protocol
     anchored_seeds: list[Seed] = Field([1], min_length=1)
@@ -104,7 +104,7 @@ class QualityParameters(SamplingParameters):
     noise_schedules: list[NoiseSchedule] = ["28/0.35/euler", "28/3/euler", "14/0.35/dpm-solver++"]
     schedule_prompts: list[Index] = Field([0, 2, 5, 12, 19], min_length=2)
     schedule_seeds: list[Seed] = Field([1], min_length=1)
-    schedule_shares: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.3, 0.5, 0.7, 0.97], min_length=5)
+    schedule_shares: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.21, 0.36, 0.5, 0.71, 0.97], min_length=5)
 
     @model_validator(mode="after")
     def _fits_schedule_and_prompts(self) -> Self:
