@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusion3PipelineOutput
@@ -259,10 +258,7 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
     def _finish(self, latents: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return latents
-        images = decode(self, latents, output_type=output_type)
-        if output_type == "pil":
-            return images
-        return np.stack(images) if output_type == "np" else torch.stack(images)
+        return decode(self, latents, output_type=output_type)
 
 
 def _per_user(name: str, value: Any, users: int) -> list[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -116,16 +117,19 @@ def _shifted(scheduler: Any, shift: float) -> Any:
 
 
 @torch.no_grad()
-def decode(
-    pipeline: StableDiffusion3Pipeline, latents: Tensor, batch_size: int = 16, output_type: str = "pil"
-) -> list[Any]:
-    """One image (PIL, or array or tensor as `output_type` says) per row of final or intermediate latents."""
-    images: list[Any] = []
-    vae = pipeline.vae
+def decode(pipeline: StableDiffusion3Pipeline, latents: Tensor, batch_size: int = 16, output_type: str = "pil") -> Any:
+    """One image per row of final or intermediate latents, as stock diffusers returns them.
+
+    A list of PIL images ("pil"), an array (B, H, W, 3) ("np") or a tensor (B, 3, H, W) ("pt"), both in 0..1.
+    """
+    parts, vae = [], pipeline.vae
     for batch in latents.split(batch_size):
         batch = batch.to(pipeline._execution_device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        images += pipeline.image_processor.postprocess(vae.decode(batch, return_dict=False)[0], output_type=output_type)
-    return images
+        picture = vae.decode(batch, return_dict=False)[0]
+        parts.append(pipeline.image_processor.postprocess(picture, output_type=output_type))
+    if output_type == "np":
+        return np.concatenate(parts)
+    return torch.cat(parts) if output_type == "pt" else [image for part in parts for image in part]
 
 
 @dataclass

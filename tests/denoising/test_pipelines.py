@@ -46,6 +46,39 @@ def test_public_then_personal_equals_reference_loop(pipeline, common_step, publi
         torch.testing.assert_close(output.images[row : row + 1], expected, rtol=0, atol=DRIFT)
 
 
+HYBRID = {
+    "public prompt": {"public_prompt": "a ring", "common_step": 2},
+    "a step for each user": {"public_prompt": "a ring", "common_step": [1, 4]},
+    "SIM": {"public_prompt": "a ring", "common_step": 2, "public_guidance_scale": 2.0},
+    "NPI": {"public_prompt": "a ring", "common_step": 2, "negative_prompt": ["a blue ring", ""]},
+    "several noises": {"public_prompt": "a ring", "common_step": 2, "num_images_per_prompt": 2},
+    "batches of one": {"public_prompt": "a ring", "common_step": 2, "batch_size": 1},
+    "intermediate": {"public_prompt": "a ring", "common_step": 2, "get_intermediate_result": True},
+    "public half": {"prompt_unchanged": True, "common_step": 2},
+}
+
+
+@pytest.mark.parametrize("output_type", ["latent", "np", "pt", "pil"])
+@pytest.mark.parametrize("arguments", HYBRID.values(), ids=HYBRID)
+def test_every_output_type_goes_with_every_hybrid_argument(tiny, arguments, output_type):
+    """Whatever the arguments, the pictures are those that the stock pipeline would make of the final latents."""
+    prompts = PERSONAL[0] if "prompt_unchanged" in arguments else PERSONAL
+    made = call(tiny, prompts, output_type=output_type, **arguments).images
+    latents = call(tiny, prompts, **arguments).images
+    expected = latents
+    if output_type != "latent":
+        scaled = latents / tiny.vae.config.scaling_factor + tiny.vae.config.shift_factor
+        with torch.no_grad():
+            decoded = tiny.vae.decode(scaled, return_dict=False)[0]
+        expected = tiny.image_processor.postprocess(decoded, output_type=output_type)
+    assert type(made) is type(expected)
+    assert len(made) == len(expected)
+    if output_type == "pil":
+        made, expected = np.stack(made), np.stack(expected)
+    made, expected = np.asarray(made, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    assert np.abs(made - expected).max() <= (1 if output_type == "pil" else 1e-5)  # a grey value; float32 rounding
+
+
 def test_users_may_switch_at_different_steps(tiny):
     both = call(tiny, PERSONAL, public_prompt="a ring", common_step=[1, 4])
     for row, step in enumerate([1, 4]):

@@ -39,6 +39,7 @@ def test_notebook_defaults_are_the_smoke_profile(name):
         ("npi_common_steps: [3, 40]", "npi_common_steps = 40: must be below"),
         ("personal_prompts: [20]", "personal_prompts = 20: the prompt set 'miniature' has 20 personal prompts"),
         ("prompts: nothing", "prompts = 'nothing': no prompt set 'nothing'"),
+        ("profile: ..", "profile = '..': string should match"),
         ("profile: ../elsewhere", "profile = '../elsewhere': string should match"),
         ("- a list", "expected a mapping"),
         ("a: [", "cannot be read as YAML"),

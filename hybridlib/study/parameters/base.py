@@ -45,7 +45,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     notebook: ClassVar[str]
 
-    profile: str = Field("smoke", pattern=r"^[\w.-]+$")
+    profile: str = Field("smoke", pattern=r"^\w[\w.-]*$")  # names a folder of outputs/
 
     @classmethod
     def from_names(cls, names: dict[str, Any]) -> Self:
