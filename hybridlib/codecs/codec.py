@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -116,12 +116,16 @@ def parse(specification: str) -> RowCodec:
     if name not in RowCodec._registry:
         raise ValueError(f"codec must be one of {', '.join(RowCodec._registry)}, got {name!r}")
     cls = RowCodec._registry[name]
-    kinds = {"int": int, "float": float, "str": str}
-    names = fields(cls)  # type: ignore[arg-type]
-    values = text.split(",")
+    names, kinds = fields(cls), get_type_hints(cls)  # type: ignore[arg-type]
+    values = text.split(",") if text else []
     if len(values) != len(names):
         raise ValueError(f"codec {name} has {len(names)} parameters, got {specification!r}")
-    return cls(*(kinds[str(f.type)](value) for f, value in zip(names, values, strict=True)))
+    try:
+        parameters = [kinds[f.name](value) for f, value in zip(names, values, strict=True)]
+    except (TypeError, ValueError):
+        wanted = ", ".join(f"{f.name}: {getattr(kinds[f.name], '__name__', kinds[f.name])}" for f in names)
+        raise ValueError(f"codec {name} takes {wanted}, got {specification!r}") from None
+    return cls(*parameters)
 
 
 def encode(latents: Tensor, codecs: Sequence[Codec], seeds: Seeds = None) -> list[bytes]:
