@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .pipelines import HybridStableDiffusion3Pipeline
@@ -16,20 +17,24 @@ def with_solver(pipeline: HybridStableDiffusion3Pipeline, solver: str) -> Hybrid
     Raises:
         ValueError: if `solver` is none of `SOLVERS`.
     """
+    other = type(pipeline)(**pipeline.components | {"scheduler": solver_of(pipeline.scheduler.config, solver)})
+    other.set_progress_bar_config(**pipeline._progress_bar_config)
+    return other
+
+
+def solver_of(config: Mapping[str, Any], solver: str) -> Any:
+    """The diffusers scheduler of that solver on the noise schedule (length, shift) of a flow-matching configuration.
+
+    Raises:
+        ValueError: if `solver` is none of `SOLVERS`.
+    """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
-    config = pipeline.scheduler.config
-    shift = config.get("shift", config.get("flow_shift", 1.0))
-    steps = config.num_train_timesteps
-    scheduler = (
-        FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=shift)
-        if solver == "euler"
-        else DPMSolverMultistepScheduler(
-            num_train_timesteps=steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-        )
+    shift, steps = config.get("shift", config.get("flow_shift", 1.0)), config["num_train_timesteps"]
+    if solver == "euler":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=shift)
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )
-    other = type(pipeline)(**pipeline.components | {"scheduler": scheduler})
-    other.set_progress_bar_config(**pipeline._progress_bar_config)
-    return other

@@ -16,7 +16,9 @@ from .style import PERSONAL, PUBLIC, SIMILARITY_COLOURS, VARIANT_COLOURS, finish
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
     from ..hybrid.planning import QualitySurface
 
@@ -154,21 +156,96 @@ def fit_parameters(fits: dict[str, pd.DataFrame], names: dict[str, str], title: 
     return finished(figure, title)
 
 
-def quality_contours(surfaces: dict[str, QualitySurface], share: float, label: str, title: str = "") -> Figure:
-    """Quality over common step and similarity; the thick line is the latest step that keeps `share`, with interval."""
-    figure, axes = plt.subplots(1, len(surfaces), figsize=(4.6 * len(surfaces) + 0.8, 3.6), squeeze=False, sharey=True)
+def quality_contours(
+    surfaces: dict[str, QualitySurface], share: float, label: str, schedule: ArrayLike, title: str = ""
+) -> Figure:
+    """Quality over handover noise level and similarity; the white line is where the mean falls to `share`.
+
+    Left of the dotted line a fresh list of prompts keeps `share` with 90 % confidence. The upper axis counts the common
+    steps of `schedule` (noise levels before each update).
+    """
+    figure, axes = plt.subplots(1, len(surfaces), figsize=(4.4 * len(surfaces) + 0.9, 3.9), squeeze=False, sharey=True)
+    x = np.linspace(-4.5, 7.5, 121)
+    sigma = 1 / (1 + np.exp(x / 2))
     for ax, (name, surface) in zip(axes[0], surfaces.items(), strict=True):
-        s = np.linspace(0, surface.last_step, 120)
-        m = np.linspace(*surface.similarity_range, 60)
-        quality = surface(s[None, :], m[:, None])
-        filled = ax.contourf(s, m, quality, levels=np.linspace(0, 1.05, 22), cmap="mako", extend="both")
-        best, low, high = surface.latest_step(m, share)
-        ax.fill_betweenx(m, low, high, color="white", alpha=0.35, linewidth=0)
-        ax.plot(best, m, color="white", linewidth=2.4)
-        ax.set(xlabel="common step", title=name)
+        m = np.linspace(*surface.similarity_range, 40)
+        expected = surface.predict(sigma[None, :], m[:, None])
+        filled = ax.contourf(x, m, expected.mean, levels=np.linspace(0, 1.05, 22), cmap="mako", extend="both")
+        ax.contour(x, m, expected.mean, levels=[share], colors="white", linewidths=2.4)
+        ax.contour(x, m, expected.low, levels=[share], colors="white", linewidths=1.2, linestyles="dotted")
+        _noise_level_axis(ax)
+        ax.set(title=name, xlim=(x[0], x[-1]))
+        _step_axis(ax, schedule)
     axes[0][0].set_ylabel("similarity of public and personal prompt")
     figure.colorbar(filled, ax=axes[0].tolist(), label=label, shrink=0.9)
     return finished(figure, title)
+
+
+def collapse(curves: pd.DataFrame, reference: str, resolution_gap: float, title: str = "") -> Figure:
+    """Scaled quality over the share of steps taken, and over the noise level at the handover, a line a schedule.
+
+    Args:
+        curves: schedule, similarity, common_step (of 28), score, log_snr, as `schedules.curves_beside` returns them;
+            drawn is the mean over similarities.
+        reference: the schedule drawn in black.
+        resolution_gap: how far the reference is moved in log-SNR for the dashed line, which is the latents' own rule:
+            twice the log of the ratio of their sides.
+    """
+    means = curves.groupby(["schedule", "common_step"], sort=False)[["score", "log_snr"]].mean().reset_index()
+    names = [name for name in dict.fromkeys(means["schedule"]) if name != reference]
+    colours = dict(zip(names, sns.color_palette("viridis", len(names)), strict=True))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.4, 4.0), sharey=True, width_ratios=(1, 1.25))
+    for name, colour in colours.items():
+        line = means[means["schedule"] == name]
+        left.plot(
+            line["common_step"] / 28,
+            line["score"],
+            "o-",
+            color=colour,
+            markersize=3,
+            linewidth=1.3,
+            label=_spoken(name),
+        )
+        right.plot(line["log_snr"], line["score"], "o", color=colour, markersize=4, alpha=0.85)
+    published = means[means["schedule"] == reference]
+    left.plot(published["common_step"] / 28, published["score"], color="black", linewidth=2, label=reference)
+    right.plot(published["log_snr"], published["score"], color="black", linewidth=2)
+    moved = f"{reference}, moved by the rule of sizes"
+    left.plot([], [], color="black", linewidth=1.4, linestyle="dashed", label=moved)
+    right.plot(
+        published["log_snr"] + resolution_gap, published["score"], color="black", linewidth=1.4, linestyle="dashed"
+    )
+    left.set(xlabel="share of the steps taken together", ylabel="CLIP alignment, scaled to 0..1")
+    _noise_level_axis(right)
+    right.set_xlim(-7.5, 8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8.5)
+    return finished(figure, title)
+
+
+def _spoken(schedule: str) -> str:
+    """ "28/0.35/euler" as a legend says it; other names as they are."""
+    steps, shift, solver = schedule.split("/") if schedule.count("/") == 2 else ("", schedule, "")
+    return f"{steps} steps, shift {shift}" + ("" if solver == "euler" else ", DPM-Solver++") if steps else schedule
+
+
+def _noise_level_axis(ax: Axes) -> None:
+    """Log-SNR, labelled with the noise levels that it stands for."""
+    levels = (0.98, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.05, 0.02)
+    ax.set_xticks([2 * np.log((1 - level) / level) for level in levels], [f"{level:g}" for level in levels])
+    ax.tick_params(axis="x", labelsize=8)
+    ax.set_xlabel("noise level at the handover (log-SNR scale)")
+
+
+def _step_axis(ax: Axes, schedule: ArrayLike) -> None:
+    """An upper axis with the common steps of a schedule, given by its noise levels before each update."""
+    sigmas = np.asarray(schedule, dtype=float)
+    low, high = ax.get_xlim()
+    places = 2 * np.log((1 - sigmas.clip(1e-7, 1 - 1e-7)) / sigmas.clip(1e-7))
+    shown = [s for s in range(0, len(sigmas), 4) if low <= places[s] <= high]
+    upper = ax.secondary_xaxis("top")
+    upper.set_xticks(places[shown], [str(s) for s in shown])
+    upper.tick_params(labelsize=8, length=3)
+    upper.set_xlabel(f"common step of {len(sigmas)}", fontsize=8.5)
 
 
 def schedule_curves(curves: pd.DataFrame, reference: str, title: str = "") -> Figure:
@@ -186,7 +263,7 @@ def schedule_curves(curves: pd.DataFrame, reference: str, title: str = "") -> Fi
         panel = curves[curves["similarity"] == similarity].sort_values("common_step")
         for name, colour in colours.items():
             line, width = panel[panel["schedule"] == name], 2.2 if name == reference else 1.4
-            ax.plot(line["common_step"], line["score"], color=colour, linewidth=width, label=name)
+            ax.plot(line["common_step"], line["score"], color=colour, linewidth=width, label=_spoken(name))
         ax.set(title=f"similarity {similarity:.1f}", xlabel="common step")
     axes[0][0].set_ylabel("CLIP alignment, scaled to 0..1")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8.5)

@@ -1,7 +1,7 @@
 """HIQM: how good a hybrid image is, from the common step and the similarity of its public and personal prompt.
 
 Scores of single images become a `Cube`, cubes become binned curves, as published or without the undocumented smoothing,
-and curves get their sigmoids. `planning` turns cubes into one surface.
+and curves get their sigmoids. `planning` turns cubes into one surface over noise levels.
 """
 
 from __future__ import annotations
@@ -12,11 +12,23 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from ..fits import SigmoidFit, fit_sigmoid
 from ..intervals import Array, Integers, interval, resamples
 
 SCORE_COLUMNS = ("variant", "public", "personal", "common_step", "seed", "similarity")
+LOWER_IS_BETTER = frozenset({"brisque"})  # metrics of which less is better
+
+
+def log_snr(sigma: ArrayLike) -> Array:
+    """2 log((1 - sigma) / sigma): the log signal-to-noise ratio at flow-matching noise levels in [0, 1].
+
+    Clipped to +-32, where a latent is all noise or all picture. (A variance-preserving model whose noise level is
+    sigma' in "epsilon" terms has the ratio of sigma = sigma' / (1 + sigma').)
+    """
+    level = np.asarray(sigma, dtype=float).clip(1e-7, 1 - 1e-7)
+    return 2 * np.log((1 - level) / level)
 
 
 class Cube(NamedTuple):
@@ -25,27 +37,58 @@ class Cube(NamedTuple):
     quality: Array  # (prompts, prompts, steps)
     similarity: Array  # (prompts, prompts) of public and personal prompt
     common_steps: Array  # (steps,) ascending
+    sigmas: Array  # (steps,) noise levels at the handover, falling; nan where the scores do not tell
 
-    def retained(self) -> Cube:
-        """Quality as a share of the quality at common step 0, where nothing is shared.
+    def retained(self, reference: Cube | None = None) -> Cube:
+        """Quality as a share of the quality at common step 0 of `reference`, where nothing is shared.
 
         Prompts differ in how well they can be drawn at all. So each personal prompt's own level at 0 is subtracted
         before the common level divides; dividing by each prompt's own level would let the weakest ones dominate.
+
+        Args:
+            reference: what users have today, by default these same scores. Variants that are to be compared need one
+                reference between them, else a variant that loses quality at step 0 is forgiven the loss.
+
+        Raises:
+            ValueError: if the reference lacks common step 0, or its level there is not above 0.
         """
-        if self.common_steps[0] != 0:
-            raise ValueError(f"retained quality needs common step 0, the first is {self.common_steps[0]:g}")
+        base = self if reference is None else reference
+        if base.common_steps[0] != 0:
+            raise ValueError(f"retained quality needs common step 0, the first is {base.common_steps[0]:g}")
         with warnings.catch_warnings():  # a prompt that was never a personal one has no images
             warnings.simplefilter("ignore", RuntimeWarning)
-            alone = np.nanmean(self.quality[:, :, 0], axis=0)
+            alone = np.nanmean(base.quality[:, :, 0], axis=0)
         level = np.nanmean(alone)
+        if not level > 0:
+            raise ValueError(f"retained quality is a share of a level above 0, the level at common step 0 is {level:g}")
         return self._replace(quality=(self.quality - alone[None, :, None] + level) / level)
 
+    def of(self, prompts: ArrayLike) -> Cube:
+        """The cells whose two prompts are both among `prompts` (joint indices)."""
+        chosen = np.ix_(np.asarray(prompts), np.asarray(prompts))
+        return self._replace(quality=self.quality[chosen], similarity=self.similarity[chosen])
 
-def cube(scores: pd.DataFrame, variant: str, value: str = "clip") -> Cube:
+    def without(self, prompts: ArrayLike) -> Cube:
+        """The same cube with no quality where either prompt is among `prompts`."""
+        quality = self.quality.copy()
+        quality[np.asarray(prompts)], quality[:, np.asarray(prompts)] = np.nan, np.nan
+        return self._replace(quality=quality)
+
+    @property
+    def measured(self) -> NDArray[np.bool_]:
+        """(prompts, prompts, steps): where there is a score of two different prompts."""
+        return np.isfinite(self.quality) & ~np.eye(len(self.similarity), dtype=bool)[:, :, None]
+
+
+def cube(scores: pd.DataFrame, variant: str, value: str = "clip", higher_is_better: bool | None = None) -> Cube:
     """Collect one variant's scores; `public` and `personal` are indices into one list of prompts.
 
+    Args:
+        higher_is_better: False turns the scores' sign, so that more is better in every cube (BRISQUE 40 becomes -40);
+            by default what is known of `value` (`LOWER_IS_BETTER`).
+
     Raises:
-        ValueError: if a column or the variant is missing.
+        ValueError: if a column or the variant is missing, or one common step has several noise levels.
     """
     if missing := sorted({*SCORE_COLUMNS, value} - set(scores.columns)):
         raise ValueError(f"the scores lack the column {missing[0]!r}; they have {list(scores.columns)}")
@@ -57,9 +100,21 @@ def cube(scores: pd.DataFrame, variant: str, value: str = "clip") -> Cube:
     quality, similarity = np.full((prompts, prompts, len(steps)), np.nan), np.full((prompts, prompts), np.nan)
     similarity[own["public"], own["personal"]] = own["similarity"]
     means = own.groupby(["public", "personal", "common_step"])[value].mean()
+    if higher_is_better is False or (higher_is_better is None and value in LOWER_IS_BETTER):
+        means = -means
     public, personal, step = (means.index.get_level_values(i).to_numpy() for i in range(3))
     quality[public, personal, np.searchsorted(steps, step)] = means.to_numpy()
-    return Cube(quality, similarity, steps.astype(float))
+    return Cube(quality, similarity, steps.astype(float), _handover_levels(own))
+
+
+def _handover_levels(scores: pd.DataFrame) -> Array:
+    if "sigma" not in scores:
+        return np.full(scores["common_step"].nunique(), np.nan)
+    levels = scores.groupby("common_step")["sigma"].agg(["min", "max"])
+    if (mixed := levels["max"] - levels["min"] > 1e-6).any():
+        step = int(levels.index[mixed][0])
+        raise ValueError(f"common step {step} has several noise levels: select one schedule before making a cube")
+    return levels["min"].to_numpy(float)
 
 
 class Curves(NamedTuple):

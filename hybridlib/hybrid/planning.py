@@ -1,4 +1,9 @@
-"""One quality surface over common step and prompt similarity, and what a planner asks it: how many steps to share."""
+"""One quality surface over noise level and prompt similarity, and what a planner asks it: how many steps to share.
+
+The common step counts updates of one schedule. What a shared start costs depends on the noise level at the handover,
+and that carries over between schedules: one surface serves every shift, number of steps and solver (`validation` tests
+this). So `QualitySurface` lives in log-SNR, and a schedule enters only when steps are asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,147 +13,197 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import curve_fit
 
 from ..fits import fit_sigmoid, sigmoid
 from ..intervals import Array, Integers, resamples
-from .hiqm import Cube, binned
+from .hiqm import Cube, log_snr
 
 
 class Plan(NamedTuple):
-    """The latest common step that keeps the wanted quality, and its interval over redrawn prompts."""
+    """How many updates to share, and what to expect.
+
+    `common_step` is the safe end: with the asked-for confidence, the mean quality over a fresh list of prompts (as many
+    as the surface was fitted to) keeps the floor. It says nothing about a single pair, whose quality scatters widely.
+    """
 
     common_step: int
-    low: int
-    high: int
+    quality: float  # expected mean quality at `common_step`
+    low: float  # its lower bound at the asked-for confidence
+    estimate: int  # where the expected mean itself still keeps the floor: right about half of the time
 
 
-@dataclass(frozen=True)
+class Prediction(NamedTuple):
+    """Mean quality over a fresh list of prompts, with the interval that holds it."""
+
+    mean: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True, repr=False)
 class QualitySurface:
-    """Q(s, m) = (U - C) / (1 + exp(k (s - x0))) + C with C = c0 + c1 m and x0 = a0 + a1 m, m the similarity.
+    """Q(x, m) = (U - C) / (1 + exp(k (x - x0))) + C with C = c0 + c1 m and x0 = a0 + a1 m.
 
-    Six parameters replace four for each bin. U does not depend on m: with nothing shared, the public prompt cannot
-    matter. `replicates` (rounds, 6) are the parameters refitted to redrawn prompts.
+    x is the log signal-to-noise ratio at the handover (`hiqm.log_snr`), m the similarity of public and personal prompt.
+    Six parameters replace four for each bin and schedule. U does not depend on m: with nothing shared, the public
+    prompt cannot matter. `replicates` (rounds, 6) are the parameters refitted to redrawn prompts.
     """
 
     parameters: Array  # U, c0, c1, k, a0, a1
     replicates: Array
     similarity_range: tuple[float, float]
-    last_step: int
+    common_steps: Array  # measured ones of the (first) schedule it was fitted to
+    sigmas: Array  # their noise levels at the handover
     RMSE: float
 
-    def __call__(self, common_step: Array | float, similarity: Array | float) -> Array:
-        """Quality at common steps and similarities (broadcast against each other)."""
-        s, m = np.broadcast_arrays(np.asarray(common_step, dtype=float), np.asarray(similarity, dtype=float))
-        return _surface((s, m), *self.parameters)
+    def __repr__(self) -> str:
+        low, high = self.similarity_range
+        return f"QualitySurface(similarity {low:.2f}..{high:.2f}, RMSE={self.RMSE:.3f}, {len(self.replicates)} redraws)"
 
-    def latest_step(self, similarity: Array | float, quality_floor: float, level: float = 0.95) -> tuple[Array, ...]:
-        """Where the surface falls to `quality_floor`: best estimate, low and high, in fractional steps.
+    def __call__(self, sigma: ArrayLike, similarity: ArrayLike) -> Array:
+        """Expected quality at handover noise levels in [0, 1] and similarities (broadcast against each other)."""
+        x, m = np.broadcast_arrays(log_snr(sigma), np.asarray(similarity, dtype=float))
+        return _surface((x, m), *self.parameters)
 
-        0 where even the first step is below the floor, `last_step` where no step is.
+    def predict(self, sigma: ArrayLike, similarity: ArrayLike, level: float = 0.9) -> Prediction:
+        """Mean quality over a fresh list of prompts, as many as the surface was fitted to.
+
+        `low` and `high` are one-sided bounds, each right with confidence `level`. Both the fitted list and the fresh
+        one scatter around all prompts there are, so the scatter of the redraws counts twice.
         """
-        m = np.asarray(similarity, dtype=float)
-        answers = np.stack(
-            [_crossing(m, quality_floor, p).clip(0, self.last_step) for p in (self.parameters, *self.replicates)]
-        )
-        if len(answers) == 1:
-            return answers[0], answers[0], answers[0]
-        low, high = np.quantile(answers[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return answers[0], low, high
+        x, m = np.broadcast_arrays(log_snr(sigma), np.asarray(similarity, dtype=float))
+        mean = _surface((x, m), *self.parameters)
+        if not len(self.replicates):
+            return Prediction(mean, mean, mean)
+        redrawn = np.stack([_surface((x, m), *parameters) for parameters in self.replicates])
+        scatter = redrawn - mean
+        twice = mean + np.concatenate([scatter + np.roll(scatter, lag, axis=0) for lag in (1, 2, 3)])
+        low, high = np.quantile(twice, [1 - level, level], axis=0)
+        return Prediction(mean, low, high)
 
-    def max_common_step(self, similarity: float, quality_floor: float, level: float = 0.95) -> Plan:
-        """The latest whole common step at which quality is still at least `quality_floor`.
+    def max_common_step(
+        self, similarity: float, quality_floor: float, sigmas: ArrayLike | None = None, level: float = 0.9
+    ) -> Plan:
+        """The latest common step that keeps `quality_floor`; see `Plan` for what that promises.
 
         Common step 0 shares nothing and is always allowed, so it is the answer where no other is.
 
         Args:
             similarity: of public and personal prompt; within the range that the surface was fitted to.
             quality_floor: in the units of the fitted scores (a share of 1 for retained quality).
+            sigmas: flow-matching noise levels of the schedule asked about, falling, one before each update
+                (`scheduler.sigmas`; a last 0 is ignored). By default the fitted schedule, and the answer is then one
+                of the common steps that were measured.
+            level: confidence of the safe end, between .5 and 1.
 
         Raises:
-            ValueError: if the similarity lies outside the fitted range, or the floor is not finite.
+            ValueError: if the similarity lies outside the fitted range, the floor is not finite, the level is not
+                between .5 and 1, or the noise levels do not fall within [0, 1].
         """
         low, high = self.similarity_range
         if not low <= similarity <= high:
             raise ValueError(f"similarity must lie in the fitted range {low:.2f}..{high:.2f}, got {similarity}")
         if not np.isfinite(quality_floor):
             raise ValueError(f"quality_floor must be finite, got {quality_floor}")
-        return Plan(*(int(np.floor(float(step) + 1e-9)) for step in self.latest_step(similarity, quality_floor, level)))
+        if not 0.5 <= level < 1:
+            raise ValueError(f"level must lie between .5 and 1, got {level}")
+        schedule = self.sigmas if sigmas is None else _schedule(sigmas)
+        steps = self.common_steps if sigmas is None else np.arange(len(schedule))
+        expected = self.predict(schedule, similarity, level)
+        safe, estimate = (_last_kept(quality >= quality_floor) for quality in (expected.low, expected.mean))
+        return Plan(int(steps[safe]), float(expected.mean[safe]), float(expected.low[safe]), int(steps[estimate]))
+
+    def least_sigma(self, similarity: ArrayLike, quality_floor: float) -> Array:
+        """The handover noise level at which expected quality falls to `quality_floor`, for each similarity.
+
+        1 where quality is below the floor from the start, 0 where it never falls to it.
+        """
+        U, c0, c1, k, a0, a1 = self.parameters
+        m = np.asarray(similarity, dtype=float)
+        floor = c0 + c1 * m
+        with np.errstate(all="ignore"):
+            crossing = a0 + a1 * m + np.log((U - floor) / (quality_floor - floor) - 1) / k
+        crossing = np.where(quality_floor <= floor, np.inf, np.where(quality_floor >= U, -np.inf, crossing))
+        with np.errstate(over="ignore"):
+            return 1 / (1 + np.exp(crossing / 2))
 
 
-def _crossing(m: Array, quality_floor: float, parameters: Array) -> Array:
-    U, c0, c1, k, a0, a1 = parameters
-    floor = c0 + c1 * m
-    with np.errstate(all="ignore"):
-        crossing = a0 + a1 * m + np.log((U - floor) / (quality_floor - floor) - 1) / k
-    return np.where(quality_floor <= floor, np.inf, np.where(quality_floor >= U, -np.inf, crossing))
+def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0) -> QualitySurface:
+    """Fit one surface to every cell off the diagonal, by least squares; replicates redraw the prompts.
 
+    Args:
+        cubes: one, or several of one prompt list under several schedules; quality on one scale (`Cube.retained`).
 
-def fit_surface(cube: Cube, rounds: int = 200, seed: int = 0) -> QualitySurface:
-    """Fit one surface to every cell off the diagonal, by least squares; replicates redraw the prompts."""
-    public, personal, step = _cells(cube)
-    s, m = cube.common_steps[step], cube.similarity[public, personal]
-    q = cube.quality[public, personal, step]
-    best = _fit_surface(s, m, q)
+    Raises:
+        ValueError: if a cube lacks its noise levels, or quality rises as more is shared: then lower scores are better
+            (`hiqm.cube` turns the ones it knows), or there is nothing to plan.
+    """
+    x, m, q, public, personal = _pooled(cubes)
+    best = _fit_surface(x, m, q)
+    ends = _surface((np.array([x.min(), x.max()]), np.full(2, m.mean())), *best)
+    if ends[1] >= ends[0]:
+        raise ValueError(
+            f"quality must fall as more is shared, these scores go from {ends[0]:.3g} to {ends[1]:.3g}: a planner needs "
+            "scores of which more is better (hiqm.cube(..., higher_is_better=False) turns them)"
+        )
     replicates = []
-    for draw in resamples(len(cube.similarity), rounds, seed):
+    for draw in resamples(len(cubes[0].similarity), rounds, seed):
         weights = draw[public] * draw[personal]
         if np.unique(m[weights > 0]).size > 3:
-            replicates.append(_fit_surface(s, m, q, weights, best))
-    rmse = float(np.sqrt(((q - _surface((s, m), *best)) ** 2).mean()))
-    return QualitySurface(
-        best, np.array(replicates).reshape(-1, 6), (float(m.min()), float(m.max())), int(s.max()), rmse
-    )
+            replicates.append(_fit_surface(x, m, q, weights, best))
+    rmse = float(np.sqrt(((q - _surface((x, m), *best)) ** 2).mean()))
+    span = float(m.min()), float(m.max())
+    redrawn = np.array(replicates).reshape(-1, 6)
+    return QualitySurface(best, redrawn, span, cubes[0].common_steps, cubes[0].sigmas, rmse)
 
 
-def plan_table(surfaces: Mapping[str, QualitySurface], quality_floor: float, rows: int = 6) -> pd.DataFrame:
-    """The latest common step that keeps `quality_floor`, for similarities over the fitted range."""
+def plan_table(
+    surfaces: Mapping[str, QualitySurface], quality_floor: float, sigmas: ArrayLike | None = None, rows: int = 4
+) -> pd.DataFrame:
+    """Plans that keep `quality_floor`, for similarities over the fitted range: variant, similarity, and `Plan`."""
     plans = []
     for name, surface in surfaces.items():
         low, high = surface.similarity_range
         for similarity in np.linspace(np.ceil(10 * low) / 10, np.floor(10 * high) / 10, rows):
-            plan = surface.max_common_step(float(similarity), quality_floor)
+            plan = surface.max_common_step(float(similarity), quality_floor, sigmas)
             plans.append({"variant": name, "similarity": round(float(similarity), 2), **plan._asdict()})
     return pd.DataFrame(plans)
 
 
-def cross_validate(cube: Cube, min_pairs: int = 6) -> pd.DataFrame:
-    """Prediction error on left-out prompts: the surface against one sigmoid per bin.
-
-    Each prompt in turn is left out in both of its roles; its cells are predicted from the others' cells.
-
-    Returns:
-        One row per prompt: prompt, cells, and the root mean squared errors `surface` and `per_bin` over the cells
-        whose bin the remaining prompts still fill.
-    """
-    public, personal, step = _cells(cube)
-    s, m = cube.common_steps[step], cube.similarity[public, personal]
-    q, bin_of = cube.quality[public, personal, step], np.round(m, 1)
-    start, rows = _fit_surface(s, m, q), []
-    for prompt in np.unique(np.concatenate([public, personal])):
-        out = (public == prompt) | (personal == prompt)
-        surface = _fit_surface(s[~out], m[~out], q[~out], start=start)
-        quality = cube.quality.copy()
-        quality[prompt], quality[:, prompt] = np.nan, np.nan
-        kept = binned(cube._replace(quality=quality), min_pairs=min_pairs, rounds=0)
-        fits = {
-            value: fit_sigmoid(kept.common_steps, mean) for value, mean in zip(kept.similarity, kept.mean, strict=True)
-        }
-        test = out & np.isin(bin_of, kept.similarity)
-        per_bin = np.concatenate([q[test & (bin_of == v)] - fit(s[test & (bin_of == v)]) for v, fit in fits.items()])
-        errors = q[test] - _surface((s[test], m[test]), *surface)
-        rows.append((int(prompt), int(test.sum()), *(float(np.sqrt((e**2).mean())) for e in (errors, per_bin))))
-    return pd.DataFrame(rows, columns=["prompt", "cells", "surface", "per_bin"])
+def _last_kept(kept: Array) -> int:
+    """Index of the last of the leading True values; 0 if there is none."""
+    return max(int(np.argmin(np.append(kept, False))) - 1, 0)
 
 
-def _cells(cube: Cube) -> tuple[Integers, Integers, Integers]:
-    measured = np.isfinite(cube.quality) & ~np.eye(len(cube.similarity), dtype=bool)[:, :, None]
-    public, personal, step = np.nonzero(measured)
-    return public, personal, step
+def _schedule(sigmas: ArrayLike) -> Array:
+    levels = np.asarray(sigmas, dtype=float).ravel()
+    levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
+    if not len(levels) or not np.all((levels >= 0) & (levels <= 1)) or np.any(np.diff(levels) > 0):
+        raise ValueError(
+            f"sigmas must be flow-matching noise levels that fall within [0, 1], got {levels.tolist()[:4]}"
+        )
+    return levels
+
+
+def _pooled(cubes: tuple[Cube, ...]) -> tuple[Array, Array, Array, Integers, Integers]:
+    """log-SNR, similarity and quality of every measured cell off the diagonal, with its two prompts."""
+    if not cubes:
+        raise ValueError("a surface needs at least one cube")
+    parts = []
+    for cube in cubes:
+        if not np.isfinite(cube.sigmas).all():
+            raise ValueError("a surface needs the noise level at each handover: the scores lack the column 'sigma'")
+        public, personal, step = np.nonzero(cube.measured)
+        cells = cube.quality[public, personal, step]
+        parts.append((log_snr(cube.sigmas)[step], cube.similarity[public, personal], cells, public, personal))
+    x, m, q, public, personal = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return x, m, q, public, personal
 
 
 def _surface(x: Any, U: float, c0: float, c1: float, k: float, a0: float, a1: float) -> Array:
-    s, m = x  # common steps and similarities, equally long
+    s, m = x  # log-SNR and similarity, equally shaped
     floor = c0 + c1 * m
     return sigmoid(s, U - floor, k, a0 + a1 * m, floor)
 
@@ -161,19 +216,19 @@ def _surface_jacobian(x: Any, U: float, c0: float, c1: float, k: float, a0: floa
     return np.stack([unit, 1 - unit, m * (1 - unit), slope * (s - centre), -k * slope, -k * m * slope], axis=1)
 
 
-def _fit_surface(s: Array, m: Array, q: Array, weights: Array | None = None, start: Array | None = None) -> Array:
+def _fit_surface(x: Array, m: Array, q: Array, weights: Array | None = None, start: Array | None = None) -> Array:
     if start is None:
-        mean = fit_sigmoid(*_mean_curve(s, q))
+        mean = fit_sigmoid(*_mean_curve(x, q))
         start = np.array([mean.L + mean.C, mean.C, 0.0, mean.k, mean.x0, 0.0])
     sigma = None
     if weights is not None:
-        s, m, q, sigma = s[weights > 0], m[weights > 0], q[weights > 0], weights[weights > 0] ** -0.5
+        x, m, q, sigma = x[weights > 0], m[weights > 0], q[weights > 0], weights[weights > 0] ** -0.5
     parameters, _ = curve_fit(
-        _surface, np.stack([s, m]), q, p0=start, sigma=sigma, jac=_surface_jacobian, maxfev=10_000
+        _surface, np.stack([x, m]), q, p0=start, sigma=sigma, jac=_surface_jacobian, maxfev=10_000
     )
     return parameters
 
 
-def _mean_curve(s: Array, q: Array) -> tuple[Array, Array]:
-    steps, index = np.unique(s, return_inverse=True)
-    return steps, np.bincount(index, q) / np.bincount(index)
+def _mean_curve(x: Array, q: Array) -> tuple[Array, Array]:
+    places, index = np.unique(x, return_inverse=True)
+    return places, np.bincount(index, q) / np.bincount(index)

@@ -58,8 +58,21 @@ class Schedule(NamedTuple):
             )
         return schedule
 
+    def noise_levels(self) -> Array:
+        """Flow-matching noise levels before each update, falling from 1, (num_inference_steps,)."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        from ..denoising.solvers import solver_of
+
+        scheduler = solver_of(FlowMatchEulerDiscreteScheduler(shift=self.shift).config, self.solver)
+        scheduler.set_timesteps(self.num_inference_steps)
+        return scheduler.sigmas[: self.num_inference_steps].double().numpy()
+
     def __str__(self) -> str:
         return f"{self.num_inference_steps}/{self.shift:g}/{self.solver}"
+
+
+PUBLISHED_SCHEDULE = Schedule(28, 3.0, "euler")  # of the published curves, at 1024 pixels
 
 
 def run(
@@ -112,10 +125,12 @@ def scaled(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_curves() -> pd.DataFrame:
-    """SD3's curves without SIM and NPI: similarity, common_step, score; 28 steps, shift 3, unsmoothed."""
+    """SD3's curves without SIM and NPI: similarity, common_step, score, log_snr; 28 steps, shift 3, unsmoothed."""
     curves = pd.read_csv(PUBLISHED / "clip_by_similarity_unsmoothed.csv")
     curves = curves.rename(columns={"similarity_bin": "similarity", "clip_mean": "score"})
-    return curves[["similarity", "common_step", "score"]]
+    return curves[["similarity", "common_step", "score"]].assign(
+        log_snr=hiqm.log_snr(PUBLISHED_SCHEDULE.noise_levels())[curves["common_step"]]
+    )
 
 
 def distance(curves: pd.DataFrame, num_inference_steps: int = 28) -> float:
@@ -141,18 +156,28 @@ def distance(curves: pd.DataFrame, num_inference_steps: int = 28) -> float:
 
 
 def curves_beside(scores: pd.DataFrame, min_pairs: int = 6) -> pd.DataFrame:
-    """Scaled curves of every schedule of a table made by `run`, and SD3's: schedule, similarity, common_step, score.
+    """Scaled curves of every schedule of a table made by `run`, and SD3's.
 
-    Common steps of schedules of other lengths are stretched to 28 steps. Only the bins `COMPARED_BINS` are kept.
+    Returns:
+        schedule, similarity, common_step, score, log_snr (at the handover). Common steps of schedules of other lengths
+        are stretched to 28 steps. Only the bins `COMPARED_BINS` are kept.
     """
     tables = [scaled(published_curves()).assign(schedule="SD3, published")]
     for text, own in scores.groupby("schedule", sort=False):
-        curves = hiqm.binned(hiqm.cube(own, PLAIN), min_pairs=min_pairs, rounds=0).table(PLAIN)
+        cube = hiqm.cube(own, PLAIN)
+        curves = hiqm.binned(cube, min_pairs=min_pairs, rounds=0).table(PLAIN)
         curves = scaled(curves[["similarity", "common_step", "score"]])
+        curves["log_snr"] = hiqm.log_snr(cube.sigmas)[np.searchsorted(cube.common_steps, curves["common_step"])]
         stretch = 28 / Schedule.parse(str(text)).num_inference_steps
         tables.append(curves.assign(schedule=str(text), common_step=curves["common_step"] * stretch))
     table = pd.concat(tables, ignore_index=True)
     return table[np.isclose(table["similarity"].to_numpy()[:, None], COMPARED_BINS).any(axis=1)]
+
+
+def cubes(scores: pd.DataFrame) -> dict[Schedule, hiqm.Cube]:
+    """Retained quality under every schedule of a table made by `run`, as a share of the schedule's own unshared one."""
+    groups = scores.groupby("schedule", sort=False)
+    return {Schedule.parse(str(text)): hiqm.cube(own, PLAIN).retained() for text, own in groups}
 
 
 def distances(scores: pd.DataFrame, min_pairs: int = 6) -> pd.DataFrame:

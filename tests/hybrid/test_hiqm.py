@@ -6,7 +6,7 @@ import pytest
 
 from hybridlib import intervals
 from hybridlib.fits import sigmoid
-from hybridlib.hybrid import claims, hiqm, planning
+from hybridlib.hybrid import claims, hiqm
 from hybridlib.paths import PUBLISHED
 
 PROMPTS, STEPS = 14, np.arange(0.0, 28.0)
@@ -98,38 +98,6 @@ def test_retained_quality_starts_at_one_and_keeps_the_shape():
     np.testing.assert_allclose(1 - retained[:, :, 20], drop, atol=0.02)
 
 
-def test_surface_recovers_what_made_the_data():
-    exact = planning.fit_surface(hiqm.cube(synthetic_scores(noise=0.0, spread=0.0), "a"), rounds=2)
-    np.testing.assert_allclose(exact.parameters, [0.33, 0.02, 0.3, 0.3, 13.0, 1.5], rtol=1e-5)
-    noisy = planning.fit_surface(hiqm.cube(synthetic_scores(), "a"), rounds=40)
-    grid = np.linspace(0, 27, 10)[:, None], np.linspace(0.2, 0.8, 5)[None]
-    np.testing.assert_allclose(noisy(*grid), truth(*grid), atol=0.012)  # levels of 14 prompts remain: 0.02 / sqrt(14)
-    assert noisy.replicates.shape == (40, 6)
-
-
-def test_planner_matches_a_scan_and_knows_its_uncertainty():
-    surface = planning.fit_surface(hiqm.cube(synthetic_scores(), "a"), rounds=60)
-    for m in (0.25, 0.5, 0.75):
-        scan = [s for s in range(28) if surface(float(s), m) >= 0.28]
-        plan = surface.max_common_step(m, 0.28)
-        assert plan.common_step == max(scan)
-        assert plan.low <= plan.common_step <= plan.high
-        true_answer = max(s for s in range(28) if truth(np.array(float(s)), np.array(m)) >= 0.28)
-        assert plan.low - 1 <= true_answer <= plan.high + 1
-    assert surface.max_common_step(0.5, 0.9).common_step == 0
-    assert surface.max_common_step(0.5, 0.0).common_step == 27
-    with pytest.raises(ValueError, match="similarity must lie in the fitted range"):
-        surface.max_common_step(0.01, 0.3)
-    with pytest.raises(ValueError, match="quality_floor must be finite"):
-        surface.max_common_step(0.5, float("nan"))
-
-
-def test_cross_validation_prefers_the_truth():
-    errors = planning.cross_validate(hiqm.cube(synthetic_scores(noise=0.03), "a"))
-    assert len(errors) == PROMPTS
-    assert errors["surface"].mean() < errors["per_bin"].mean()  # the data come from a surface
-
-
 def test_claims_hold_on_data_made_to_hold_and_fail_where_reversed():
     shift = {"with": 4.0, "without": 0.0}
     scores = synthetic_scores(("with", "without"), shift=shift)
@@ -180,6 +148,41 @@ def test_sweep_claims_follow_the_direction_of_the_metric():
     table = pd.DataFrame(rows)
     assert claims.check_sweep(table, "x", True)["verdict"].tolist() == [intervals.HOLDS] * 3
     assert claims.check_sweep(table, "x", False)["verdict"].tolist() == [intervals.FAILS] * 3
+
+
+def test_retained_quality_compares_variants_on_one_scale():
+    """A variant that is worse from the start must not look as good as the other one by its own measure."""
+    scores = synthetic_scores(noise=0.0, spread=0.0)
+    plain = hiqm.cube(scores, "a")
+    worse = hiqm.cube(scores.assign(clip=0.8 * scores["clip"]), "a")
+    np.testing.assert_allclose(worse.retained().quality, plain.retained().quality, atol=1e-12)
+    level = np.nanmean(np.nanmean(plain.quality[:, :, 0], axis=0))
+    common = worse.retained(plain).quality
+    np.testing.assert_allclose(np.nanmean(common[:, :, 0]), 0.8, atol=0.01)
+    np.testing.assert_allclose(common - plain.retained().quality, (worse.quality - plain.quality) / level, atol=1e-12)
+
+
+def test_lower_is_better_is_turned_and_has_no_retained_share():
+    scores = synthetic_scores(seeds=(1,)).assign(brisque=lambda t: 60 - 40 * t["clip"])
+    turned = hiqm.cube(scores, "a", "brisque")
+    np.testing.assert_allclose(turned.quality, -hiqm.cube(scores, "a", "brisque", higher_is_better=True).quality)
+    with pytest.raises(ValueError, match="a share of a level above 0, the level at common step 0 is -4"):
+        turned.retained()
+
+
+def test_mixed_schedules_are_refused():
+    scores = synthetic_scores(seeds=(1,))
+    mixed = pd.concat([scores.assign(sigma=1 - scores["common_step"] / 28), scores.assign(sigma=0.5)])
+    with pytest.raises(ValueError, match="common step 0 has several noise levels"):
+        hiqm.cube(mixed, "a")
+
+
+def test_log_snr_is_that_of_the_flow():
+    """x_t = (1 - sigma) x0 + sigma noise, so the ratio of powers is ((1 - sigma) / sigma)^2."""
+    sigma = np.array([0.9, 0.5, 0.02])
+    np.testing.assert_allclose(np.exp(hiqm.log_snr(sigma)), ((1 - sigma) / sigma) ** 2)
+    assert hiqm.log_snr(1.0) < -30
+    assert hiqm.log_snr(0.0) > 30
 
 
 @pytest.mark.parametrize(
