@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import curve_fit
 
 from ..fits import fit_sigmoid, sigmoid
@@ -145,8 +145,8 @@ def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0) -> QualitySurfac
     ends = _surface((np.array([x.min(), x.max()]), np.full(2, m.mean())), *best)
     if ends[1] >= ends[0]:
         raise ValueError(
-            f"quality must fall as more is shared, these scores go from {ends[0]:.3g} to {ends[1]:.3g}: a planner needs "
-            "scores of which more is better (hiqm.cube(..., higher_is_better=False) turns them)"
+            f"quality must fall as more is shared, these scores go from {ends[0]:.3g} to {ends[1]:.3g}: "
+            "a planner needs scores of which more is better (hiqm.cube(..., higher_is_better=False) turns them)"
         )
     replicates = []
     for draw in resamples(len(cubes[0].similarity), rounds, seed):
@@ -172,7 +172,7 @@ def plan_table(
     return pd.DataFrame(plans)
 
 
-def _last_kept(kept: Array) -> int:
+def _last_kept(kept: NDArray[np.bool_]) -> int:
     """Index of the last of the leading True values; 0 if there is none."""
     return max(int(np.argmin(np.append(kept, False))) - 1, 0)
 

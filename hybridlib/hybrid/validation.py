@@ -101,8 +101,8 @@ def kept_promises(
         One row per split: split; for the safe `common_step` and the `estimate` of the plans their mean over pairs, the
         mean measured quality there (`quality_at_...`) and whether it keeps the floor (`kept_at_...`).
     """
-    pairs = cube.measured.any(axis=2)
-    used = np.flatnonzero(pairs.any(axis=0) | pairs.any(axis=1))
+    pairs = np.any(cube.measured, axis=2)
+    used = np.flatnonzero(np.any(pairs, axis=0) | np.any(pairs, axis=1))
     rng, rows = np.random.default_rng(seed), []
     for split in range(splits):
         order = rng.permutation(used)

@@ -1,4 +1,4 @@
-"""The quality surface over noise levels, its plans, and what validates it. Synthetic scores come from a known surface."""
+"""The quality surface over noise levels, its plans, and what validates it, on scores from a known surface."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_across_schedules_tells_noise_levels_from_steps():
 
 
 def test_the_collapse_holds_on_the_shipped_schedules():
-    """Eleven schedules of mini-sd3: fitted to the ten others, a surface predicts as well as one of the schedule's own."""
+    """Eleven schedules of mini-sd3: a surface fitted to the ten others predicts as well as the schedule's own."""
     from hybridlib.hybrid import schedules
 
     errors = validation.across_schedules(schedules.cubes(results.load("05_schedules")))
