@@ -126,3 +126,18 @@ def kept_promises(
             }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def compared(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Errors of several cubes by `across_prompts`, and what the surface gains on the mean curve.
+
+    Returns:
+        One row per cube: mean errors over prompts, `gain` (mean curve minus surface, above 0 where similarity helps)
+        and its standard error over prompts, which share their pairs, so read it as a lower bound.
+    """
+    rows = {}
+    for name, table in tables.items():
+        gain = table["mean_curve"] - table["surface"]
+        errors = table[["surface", "per_bin", "mean_curve"]].mean().to_dict()
+        rows[name] = {**errors, "gain": gain.mean(), "se_gain": gain.sem()}
+    return pd.DataFrame.from_dict(rows, orient="index")

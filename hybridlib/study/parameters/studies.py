@@ -125,6 +125,7 @@ class HiqmParameters(Parameters):
     min_pairs: int = Field(6, ge=1)
     bootstrap_rounds: int = Field(100, ge=20, le=100_000)
     quality_share: float = Field(0.95, gt=0, lt=1)
+    promise_splits: int = Field(20, ge=4, le=10_000)
 
 
 class CompressionParameters(SamplingParameters):
