@@ -1,4 +1,20 @@
-"""Published claims about hybrid inference, each tested on measured curves: holds, does not hold, or cannot be told."""
+"""Published claims about hybrid inference, each tested on measured scores: holds, does not hold, or cannot be told.
+
+What is redrawn are prompts, in both of their roles. Every replicate counts in which a claim's statistic exists:
+
+* A redraw may leave a similarity bin without pairs. That depends on the prompts drawn, not on their scores, so the
+  replicate goes on with the bins that are filled, in both variants alike; claims say how many bins they need.
+* A fit that is not identified stays. To drop its replicate would keep the draws in which curves happen to look like
+  sigmoids, and bias what is said about sigmoids. Instead the statistics bear fits that run away: medians over bins
+  (Theil-Sen slopes, the median shift of x0), or values of the fitted curve itself, which do not run away. A mean would
+  not: one bin with L = 1e5 decides it.
+* A replicate in which a filled bin has no fit at all, or the statistic is not a number, is not used. The table says how
+  many were, and where fewer than half were, or too few for the ends of the interval, nothing can be told: the interval
+  would speak for the minority of draws in which the statistic happened to exist.
+
+No statistic may choose what it then tests: the best common step is chosen on the pairs of one half of the prompts and
+tried on those of the other half. `tests/hybrid/test_claims.py` runs every claim on data without the effect.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +25,24 @@ import numpy as np
 import pandas as pd
 
 from ..fits import SigmoidFit
-from ..intervals import NEGATIVE, POSITIVE, Array, Integers, interval, paired_changes, verdict
+from ..intervals import NEGATIVE, POSITIVE, UNDECIDED, Array, interval, paired_changes, resamples, verdict
 from ..paths import PUBLISHED
-from .hiqm import Curves, fit_replicates
+from .hiqm import Cube, Curves, binned, fit_replicates
 
-
-class Claim(NamedTuple):
-    """A statement that is true where a statistic lies in `allowed`."""
-
-    statement: str
-    statistic: Callable[[Sample], float]
-    allowed: tuple[float, float]
+SPLITS = 20  # of the prompts into halves; their mean does not hang on the luck of one split
+PLATEAU = 4.0  # the published scores hardly fall up to this common step
+LATE = 5.0  # the last steps begin this many before the last common step
 
 
 class Sample(NamedTuple):
-    """Mean curves of both variants in the same similarity bins, or one bootstrap replicate of them."""
+    """Mean curves of both variants in the same, filled similarity bins: as measured, or one bootstrap replicate."""
 
     similarity: Array  # (bins,)
     common_steps: Array  # (steps,)
     modulated: Array  # (bins, steps), with SIM and NPI
     plain: Array  # (bins, steps), without
-    modulated_fits: Sequence[SigmoidFit]
+    halves: Array  # (splits, 2, steps), mean gain over the pairs within each half of the prompts
+    modulated_fits: Sequence[SigmoidFit]  # (bins,), or fewer where a sigmoid was not found or not asked for
     plain_fits: Sequence[SigmoidFit]
 
     @property
@@ -43,25 +56,65 @@ class Sample(NamedTuple):
         return [*self.modulated_fits, *self.plain_fits]
 
 
-def check(modulated: Curves, plain: Curves, rounds: int = 300, level: float = 0.95) -> pd.DataFrame:
-    """Test every claim on the curves with (`modulated`) and without (`plain`) SIM and NPI.
+class Claim(NamedTuple):
+    """A statement that is true where a statistic lies in `allowed`."""
 
-    Both must come from one prompt list and bootstrap seed, so that replicate i redraws the same prompts in both; only
-    bins that both have are used.
+    statement: str
+    statistic: Callable[[Sample], float]
+    allowed: tuple[float, float]
+    on_fits: bool = False  # needs a sigmoid in every filled bin of both variants
+    bins: int = 1  # fewer filled bins are not enough
+
+    def value(self, sample: Sample) -> float:
+        """The statistic; nan where the sample has not what it needs."""
+        bins = len(sample.similarity)
+        if bins < self.bins or (self.on_fits and len(sample.fits) < 2 * bins):
+            return float("nan")
+        return float(self.statistic(sample))
+
+
+def check(
+    modulated: Cube,
+    plain: Cube,
+    min_pairs: int = 6,
+    rounds: int = 300,
+    level: float = 0.95,
+    seed: int = 0,
+    claims: Sequence[Claim] | None = None,
+) -> pd.DataFrame:
+    """Test claims on the scores with (`modulated`) and without (`plain`) SIM and NPI of one list of prompts.
+
+    Only pairs that were scored in both variants enter. A claim *holds* if the interval lies wholly in what it allows,
+    so it holds by chance in at most (1 - `level`) / 2 of the data without the effect.
+
+    Args:
+        modulated, plain: cubes with the same prompts and common steps, as `hiqm.cube` returns them.
+        min_pairs: a similarity bin of fewer ordered pairs is left out.
+        rounds: bootstrap replicates.
+        level: of the intervals.
+        seed: of the redraws and of the halves.
+        claims: those of `CLAIMS` where None.
 
     Returns:
-        One row per claim: claim, published (the same statistic of the published curves), measured, low, high, verdict.
+        One row per claim: claim, published (the same statistic of the published curves, of which no halves exist: for
+        the best common step it is the largest gain itself), measured, low, high, used (replicates with a statistic),
+        rounds, verdict. low and high are nan where too few were used.
+
+    Raises:
+        ValueError: if the cubes differ in prompts or common steps, or have fewer than two bins in common.
     """
-    samples = _samples(modulated, plain, rounds)
-    published = _samples(*published_curves(), rounds=0)[0]
+    chosen = CLAIMS if claims is None else tuple(claims)
+    samples = _samples(modulated, plain, min_pairs, rounds, seed, any(claim.on_fits for claim in chosen))
+    published = _published_sample()
     rows = []
-    for claim in CLAIMS:
-        values = [_value(claim, sample) for sample in samples]
-        low, high = interval(values[1:], level)
-        rows.append(
-            (claim.statement, _value(claim, published), values[0], low, high, verdict(low, high, claim.allowed))
-        )
-    return pd.DataFrame(rows, columns=["claim", "published", "measured", "low", "high", "verdict"])
+    for claim in chosen:
+        measured, *values = (claim.value(sample) for sample in samples)
+        used = int(np.isfinite(values).sum())
+        low, high = interval(values, level) if _enough(used, rounds, level) else (np.nan, np.nan)
+        answer = verdict(low, high, claim.allowed) if np.isfinite(measured) else UNDECIDED
+        rows.append((claim.statement, claim.value(published), measured, low, high, used, rounds, answer))
+    columns = ["claim", "published", "measured", "low", "high", "used", "rounds", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def check_sweep(scores: pd.DataFrame, value: str, higher_is_better: bool) -> pd.DataFrame:
@@ -101,47 +154,88 @@ def published_curves() -> tuple[Curves, Curves]:
     return curves[0], curves[1]
 
 
-def _value(claim: Claim, sample: Sample | None) -> float:
-    return float("nan") if sample is None else float(claim.statistic(sample))
+def _published_sample() -> Sample:
+    with_sim, without = published_curves()
+    gain = (with_sim.mean - without.mean).mean(axis=0)
+    halves = np.stack([gain, gain])[None]  # no pairs were published, so chosen and tried on the same
+    fits = [[fit for fit in fit_replicates(curves, 0)[0] if fit is not None] for curves in (with_sim, without)]
+    return Sample(with_sim.similarity, with_sim.common_steps, with_sim.mean, without.mean, halves, *fits)
 
 
-def _samples(modulated: Curves, plain: Curves, rounds: int) -> list[Sample | None]:
-    """The measured sample first, then replicates; None where a bin was empty or no sigmoid could be fitted."""
-    common, a, b = np.intersect1d(modulated.similarity, plain.similarity, return_indices=True)
-    if len(common) < 2:
-        raise ValueError(f"claims about similarity need two bins or more in both variants, got {common.tolist()}")
-    with_sim, without = _chosen(modulated, a), _chosen(plain, b)
-    samples: list[Sample | None] = []
-    curves = zip(
-        (with_sim.mean, *with_sim.replicates),
-        (without.mean, *without.replicates),
-        fit_replicates(with_sim, rounds),
-        fit_replicates(without, rounds),
-        strict=False,
-    )
-    for mean_with, mean_without, fits_with, fits_without in curves:
-        complete_with = [fit for fit in fits_with if fit is not None and fit.identified]
-        complete_without = [fit for fit in fits_without if fit is not None and fit.identified]
-        complete = len(complete_with) == len(complete_without) == len(common)
+def _enough(used: int, rounds: int, level: float) -> bool:
+    """At least half of the replicates, and so many that the ends of the interval are not just the extreme ones."""
+    return used >= max(rounds / 2, 2 / (1 - level) - 1)
+
+
+def _samples(modulated: Cube, plain: Cube, min_pairs: int, rounds: int, seed: int, fitted: bool) -> list[Sample]:
+    """The measured sample first, then the replicates, each with the bins that it fills."""
+    modulated, plain = _common(modulated, plain)
+    with_sim, without = (binned(cube, min_pairs=min_pairs, rounds=rounds, seed=seed) for cube in (modulated, plain))
+    if len(with_sim.similarity) < 2:
+        raise ValueError(
+            f"claims about similarity need two bins of min_pairs = {min_pairs} pairs or more that both variants have, "
+            f"got {with_sim.similarity.tolist()}"
+        )
+    halves = _half_gains(modulated.quality - plain.quality, rounds, seed)
+    no_fits: list[list[SigmoidFit | None]] = [[]] * (rounds + 1)
+    fits_with, fits_without = (fit_replicates(c, rounds) if fitted else no_fits for c in (with_sim, without))
+    samples = []
+    for i, (mean_with, mean_without) in enumerate(
+        zip((with_sim.mean, *with_sim.replicates), (without.mean, *without.replicates), strict=True)
+    ):
+        filled = np.isfinite(mean_with).all(axis=1)
+        found = [[fit for fit in fits[i] if fit is not None] for fits in (fits_with, fits_without)]
         samples.append(
-            Sample(common, modulated.common_steps, mean_with, mean_without, complete_with, complete_without)
-            if complete
-            else None
+            Sample(
+                with_sim.similarity[filled],
+                with_sim.common_steps,
+                mean_with[filled],
+                mean_without[filled],
+                halves[i],
+                *found,
+            )
         )
     return samples
 
 
-def _chosen(curves: Curves, bins: Integers) -> Curves:
-    return curves._replace(
-        similarity=curves.similarity[bins],
-        pairs=curves.pairs[bins],
-        mean=curves.mean[bins],
-        replicates=curves.replicates[:, bins],
-    )
+def _common(modulated: Cube, plain: Cube) -> tuple[Cube, Cube]:
+    """Both cubes with nan wherever one of them has no score."""
+    if modulated.quality.shape != plain.quality.shape or (modulated.common_steps != plain.common_steps).any():
+        raise ValueError(
+            "modulated and plain must have the same prompts and common steps, got (prompts, prompts, steps) = "
+            f"{modulated.quality.shape} and {plain.quality.shape}"
+        )
+    both = np.isfinite(modulated.quality) & np.isfinite(plain.quality)
+    kept = [cube._replace(quality=np.where(both, cube.quality, np.nan)) for cube in (modulated, plain)]
+    return kept[0], kept[1]
+
+
+def _half_gains(gain: Array, rounds: int, seed: int) -> Array:
+    """Mean gain over the pairs within each half of the prompts, (1 + rounds, splits, 2, steps); nan without pairs.
+
+    Halves share no prompt, neither as drawn nor as redrawn, so what one says of the best step is news to the other.
+    """
+    prompts, _, steps = gain.shape
+    known = np.isfinite(gain).all(axis=2) & ~np.eye(prompts, dtype=bool)
+    draws = np.vstack([np.ones(prompts), resamples(prompts, rounds, seed)])
+    taking_part = np.flatnonzero(known.any(axis=0) | known.any(axis=1))
+    generator = np.random.default_rng(seed)
+    halves = np.empty((rounds + 1, SPLITS, 2, steps))
+    for split in range(SPLITS):
+        for side, half in enumerate(np.array_split(generator.permutation(taking_part), 2)):
+            drawn, block = draws[:, half], np.ix_(half, half)
+            cells = np.where(known[block][..., None], gain[block], 0.0)
+            with np.errstate(invalid="ignore"):
+                weight = np.einsum("ri,ij,rj->r", drawn, known[block].astype(float), drawn)
+                rows = (drawn @ cells.reshape(len(half), -1)).reshape(len(drawn), len(half), steps)
+                halves[:, split, side] = (rows * drawn[..., None]).sum(axis=1) / weight[:, None]
+    return halves
 
 
 def _slope(similarity: Array, values: Sequence[float]) -> float:
-    return float(np.polyfit(similarity, values, 1)[0])
+    """Theil-Sen: the median slope between two bins; one bin that runs away does not move it."""
+    i, j = np.triu_indices(len(similarity), 1)
+    return float(np.median((np.asarray(values)[j] - np.asarray(values)[i]) / (similarity[j] - similarity[i])))
 
 
 def _both_slopes(sample: Sample, name: str) -> list[float]:
@@ -151,14 +245,45 @@ def _both_slopes(sample: Sample, name: str) -> list[float]:
     ]
 
 
-def _kept(fits: Sequence[SigmoidFit]) -> float:
-    """Mean common step up to which 95 % of a curve's first value is kept."""
-    return float(np.nanmean([fit.retained_until(0.95) for fit in fits]))
+def _linearity(sample: Sample) -> float:
+    return min(
+        np.corrcoef(sample.similarity, [getattr(fit, name) for fit in fits])[0, 1] ** 2
+        for name in ("C", "L")
+        for fits in (sample.modulated_fits, sample.plain_fits)
+    )
 
 
-def _late(sample: Sample) -> Array:
-    last = sample.common_steps.max()
-    return sample.gain[sample.common_steps >= last - 5]
+def _kept(sample: Sample, fits: Sequence[SigmoidFit]) -> float:
+    """Common step up to which 95 % of a fitted curve's first value is kept, mean over bins; the last if it never falls.
+
+    A curve that rises, or does not fall that far, keeps its quality to the end; to leave it out would hide that.
+    """
+    last = float(sample.common_steps.max())
+    steps = [fit.retained_until(0.95) if fit.k > 0 else last for fit in fits]
+    return float(np.mean([step if 0 <= step <= last else last for step in steps]))
+
+
+def _missed_plateau(sample: Sample) -> float:
+    """How much further the fitted curves fall than the scores up to the end of the plateau, mean over bins.
+
+    Not L + C against the first score: a true sigmoid, too, is below its asymptote there.
+    """
+    fitted = [float(fit(0.0) - fit(PLATEAU)) for fit in sample.plain_fits]
+    scored = [curve[0] - np.interp(PLATEAU, sample.common_steps, curve) for curve in sample.plain]
+    return float(np.mean(np.subtract(fitted, scored)))
+
+
+def _gain_at_chosen_step(sample: Sample) -> float:
+    """The gain, on one half of the prompts, at the step where the other half gains most; both ways, all splits."""
+    whole = sample.halves[np.isfinite(sample.halves).all(axis=(1, 2))]
+    if not len(whole):
+        return float("nan")
+    chosen = whole.argmax(axis=2)[:, ::-1]
+    return float(np.take_along_axis(whole, chosen[..., None], axis=2).mean())
+
+
+def _late_gain(sample: Sample) -> float:
+    return float(sample.gain[sample.common_steps >= sample.common_steps.max() - LATE].mean())
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -171,49 +296,56 @@ CLAIMS: tuple[Claim, ...] = (
         "each curve is a sigmoid (least R2)",
         lambda x: min(fit.R2 for fit in x.fits),
         (0.99, 1.0),
+        on_fits=True,
     ),
     Claim(
-        "the sigmoid misses the plateau: L + C overshoots the score at 0 (largest)",
-        lambda x: max(fit.L + fit.C - first for fit, first in zip(x.plain_fits, x.plain[:, 0], strict=True)),
+        "the sigmoid misses the plateau: up to step 4 it falls further than the scores (without)",
+        _missed_plateau,
         POSITIVE,
+        on_fits=True,
     ),
     Claim(
         "C grows with similarity (smaller slope of the two variants)",
         lambda x: min(_both_slopes(x, "C")),
         POSITIVE,
+        on_fits=True,
+        bins=2,
     ),
     Claim(
         "L shrinks with similarity (larger slope of the two variants)",
         lambda x: max(_both_slopes(x, "L")),
         NEGATIVE,
+        on_fits=True,
+        bins=2,
     ),
     Claim(
         "both are nearly linear in similarity (least r2 of C and L)",
-        lambda x: min(
-            np.corrcoef(x.similarity, [getattr(fit, name) for fit in fits])[0, 1] ** 2
-            for name in ("C", "L")
-            for fits in (x.modulated_fits, x.plain_fits)
-        ),
+        _linearity,
         (0.95, 1.0),
+        on_fits=True,
+        bins=3,  # two points always lie on a line
     ),
     Claim(
         "SIM + NPI keeps 95 % of the quality up to step",
-        lambda x: _kept(x.modulated_fits),
+        lambda x: _kept(x, x.modulated_fits),
         (7.0, np.inf),
+        on_fits=True,
     ),
     Claim(
         "that is later than without (steps)",
-        lambda x: _kept(x.modulated_fits) - _kept(x.plain_fits),
+        lambda x: _kept(x, x.modulated_fits) - _kept(x, x.plain_fits),
         POSITIVE,
+        on_fits=True,
     ),
     Claim(
-        "SIM + NPI moves the inflection x0 back (steps)",
-        lambda x: float(np.mean([a.x0 - b.x0 for a, b in zip(x.modulated_fits, x.plain_fits, strict=True)])),
+        "SIM + NPI moves the inflection x0 back (steps, median over bins)",
+        lambda x: float(np.median([a.x0 - b.x0 for a, b in zip(x.modulated_fits, x.plain_fits, strict=True)])),
         POSITIVE,
+        on_fits=True,
     ),
     Claim(
-        "SIM + NPI gains quality at its best common step",
-        lambda x: float(x.gain.max()),
+        "SIM + NPI gains quality at its best common step (chosen on other prompts)",
+        _gain_at_chosen_step,
         POSITIVE,
     ),
     Claim(
@@ -223,7 +355,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "the gain turns into a loss in the last steps (22 to 27)",
-        lambda x: float(_late(x).mean()),
+        _late_gain,
         NEGATIVE,
     ),
 )

@@ -1,7 +1,11 @@
-"""The published spreadsheet layouts, for people who go on with the old scripts, in both directions."""
+"""The published spreadsheet layouts, for people who go on with the old scripts, in both directions.
+
+`read_scores` leads from published sheets to the table that `hiqm.cube` takes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -9,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ..files import write_atomically
+
+PAIR = ["Public Prompt", "Personal Prompt"]  # the index columns of a published alignment sheet, counted from 0
 
 
 def write_alignment(scores: pd.DataFrame, path: Path, value: str = "clip") -> None:
@@ -24,44 +30,93 @@ def write_alignment(scores: pd.DataFrame, path: Path, value: str = "clip") -> No
         raise ValueError("a sheet holds one variant and one seed; select them before writing")
     sheet = scores.pivot(index=["public", "personal"], columns="common_step", values=value)
     sheet.columns = pd.Index([int(step) for step in sheet.columns])
-    sheet.index.names = ["Public", "Personal"]
-    _write(sheet.reset_index(), path)
+    sheet.index.names = PAIR
+    _write(sheet.reset_index(), path, index=False)
 
 
 def read_alignment(path: Path, value: str = "clip") -> pd.DataFrame:
     """Scores from a sheet of that layout: public, personal, common_step and `value`, empty cells left out.
 
     Raises:
-        ValueError: if the file has no columns Public and Personal, or a step column is no whole number.
+        ValueError: if the file has no columns Public Prompt and Personal Prompt, these hold anything but whole numbers
+            from 0, a step column is no whole number, a score is no number, or a pair has more than one row.
     """
     sheet = _read(path)
-    _require(sheet, ("Public", "Personal"), str(path))
-    steps = [column for column in sheet.columns if column not in ("Public", "Personal")]
+    _require(sheet, PAIR, str(path))
+    steps = [column for column in sheet.columns if column not in PAIR]
     if wrong := [step for step in steps if not str(step).isdigit()]:
         raise ValueError(f"{path}: column {wrong[0]!r} is no common step")
     if not steps:
-        raise ValueError(f"{path} has no common step columns beside Public and Personal")
-    tidy = sheet.melt(["Public", "Personal"], steps, "common_step", value).dropna(subset=[value])
-    tidy = tidy.rename(columns={"Public": "public", "Personal": "personal"}).astype({"common_step": int})
+        raise ValueError(f"{path} has no common step columns beside {PAIR[0]} and {PAIR[1]}")
+    numbers = sheet.apply(pd.to_numeric, errors="coerce")
+    pairs = numbers[PAIR]
+    if not ((pairs >= 0) & (pairs % 1 == 0)).all(axis=None):
+        raise ValueError(f"{path}: {PAIR[0]} and {PAIR[1]} must hold the indices of prompts, whole numbers from 0")
+    if (numbers.isna() & sheet.notna()).any(axis=None):
+        raise ValueError(f"{path}: a score is not a number")
+    if pairs.duplicated().any():
+        raise ValueError(f"{path}: a pair of prompts has more than one row")
+    tidy = numbers.melt(PAIR, steps, "common_step", value).dropna(subset=[value])
+    tidy = tidy.rename(columns=dict(zip(PAIR, ("public", "personal"), strict=True)))
+    tidy = tidy.astype({"public": int, "personal": int, "common_step": int, value: float})
     return tidy.sort_values(["public", "personal", "common_step"], ignore_index=True)
 
 
 def write_similarity(matrix: np.ndarray, path: Path) -> None:
-    """The similarity matrix as published: four decimals, rows and columns labelled from 1 (images count from 0)."""
-    labels = range(1, len(matrix) + 1)
-    _write(pd.DataFrame(np.round(matrix, 4), index=labels, columns=labels).reset_index(names=""), path)
+    """The similarity matrix as published: four decimals, labels prompt1, prompt2, ... (images count from 0)."""
+    labels = _labels(len(matrix))
+    _write(pd.DataFrame(np.round(matrix, 4), index=labels, columns=labels), path, index=True)
 
 
 def read_similarity(path: Path) -> np.ndarray:
-    """A similarity matrix from a sheet of that layout.
+    """A similarity matrix from a sheet of that layout, float64, (prompts, prompts).
 
     Raises:
-        ValueError: if it is not square.
+        ValueError: if it is not square, rows and columns are not labelled prompt1, prompt2, ... in this order, or a
+            cell lies outside -1..1.
     """
-    matrix = _read(path).iloc[:, 1:].to_numpy(dtype=float)
-    if matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"{path}: a similarity matrix is square, this one is {matrix.shape[0]} x {matrix.shape[1]}")
+    sheet = _read(path)
+    if len(sheet) != sheet.shape[1] - 1:
+        raise ValueError(f"{path}: a similarity matrix is square, this one is {len(sheet)} x {sheet.shape[1] - 1}")
+    labels = _labels(len(sheet))
+    if sheet.iloc[:, 0].tolist() != labels or sheet.columns[1:].tolist() != labels:
+        raise ValueError(f"{path}: rows and columns must be labelled prompt1, prompt2, ... in this order")
+    matrix = sheet.iloc[:, 1:].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    if not (np.abs(matrix) <= 1).all():
+        raise ValueError(f"{path}: every similarity must be a number from -1 to 1")
     return matrix
+
+
+def read_scores(sheets: Iterable[tuple[Path, str, int]], similarity: Path, value: str = "clip") -> pd.DataFrame:
+    """The scores of a whole study from its published sheets, ready for `hiqm.cube`.
+
+    Args:
+        sheets: the alignment sheets, each as (file, variant, seed); the published file names tell neither.
+        similarity: the similarity sheet of the same list of prompts; its four decimals are binned, as published.
+        value: name of the column that holds the scores.
+
+    Returns:
+        One row per image: variant, public, personal, common_step, seed, similarity, `value`.
+
+    Raises:
+        ValueError: if there is no sheet, two have the same variant and seed, or the similarity lacks a prompt.
+    """
+    matrix = read_similarity(similarity)
+    tables: dict[tuple[str, int], pd.DataFrame] = {}
+    for path, variant, seed in sheets:
+        if (variant, seed) in tables:
+            raise ValueError(f"{path}: variant {variant!r}, seed {seed} has a sheet already")
+        table = read_alignment(path, value)
+        last = int(table[["public", "personal"]].to_numpy().max(initial=-1))
+        if last >= len(matrix):
+            raise ValueError(f"{path} has prompt {last}, counted from 0; {similarity} holds {len(matrix)} prompts")
+        table.insert(0, "variant", variant)
+        table.insert(4, "seed", seed)
+        table.insert(5, "similarity", matrix[table["public"], table["personal"]])
+        tables[variant, seed] = table
+    if not tables:
+        raise ValueError("sheets is empty; at least one (file, variant, seed) is needed")
+    return pd.concat(tables.values(), ignore_index=True)
 
 
 def write_workbook(scores: pd.DataFrame, path: Path, values: list[str], columns: str = "common_step") -> None:
@@ -78,9 +133,13 @@ def write_workbook(scores: pd.DataFrame, path: Path, values: list[str], columns:
     write_atomically(path, buffer.getvalue())
 
 
-def _write(sheet: pd.DataFrame, path: Path) -> None:
+def _labels(prompts: int) -> list[str]:
+    return [f"prompt{number}" for number in range(1, prompts + 1)]
+
+
+def _write(sheet: pd.DataFrame, path: Path, index: bool) -> None:
     buffer = BytesIO()
-    sheet.to_excel(buffer, index=False, engine="openpyxl")
+    sheet.to_excel(buffer, index=index, engine="openpyxl")
     write_atomically(path, buffer.getvalue())
 
 
@@ -90,6 +149,6 @@ def _read(path: Path) -> pd.DataFrame:
     return pd.read_excel(path, engine="openpyxl")
 
 
-def _require(table: pd.DataFrame, columns: tuple[str, ...], name: str) -> None:
+def _require(table: pd.DataFrame, columns: Iterable[str], name: str) -> None:
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"{name}: column {missing[0]!r} is missing; there are {list(table.columns)}")
