@@ -1,0 +1,127 @@
+"""Every measured number that the README states, recomputed from the tables and cards that ship."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from hybridlib import intervals
+from hybridlib.compression import claims as compression_claims
+from hybridlib.compression import grids as compression_grids
+from hybridlib.compression import rates
+from hybridlib.hybrid import claims, hiqm, planning, schedules, validation
+from hybridlib.paths import MODELS, PUBLISHED, ROOT
+from hybridlib.study import results
+
+README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
+
+
+def says(*sentences: str) -> None:
+    for sentence in sentences:
+        assert sentence in README, f"the README does not say {sentence!r}"
+
+
+@pytest.fixture(scope="module")
+def image_quality():
+    return results.load("05_image_quality")
+
+
+def test_step_counts():
+    steps = pd.read_csv(PUBLISHED / "hybrid_denoising_steps.csv").query("quantity == 'needed'").set_index("study")
+    needed = steps["steps"]
+    sim, npi = (needed[needed.index.str.startswith(name)].sum() for name in ("SIM", "NPI"))
+    quality = 2 * needed[needed.index.str.startswith("similarity")].sum()  # two seeds
+    later = needed[needed.index.str.startswith("anchored")].sum()
+    images, anchored = len(results.load("05_image_quality")), len(results.load("05_anchored"))
+    says(
+        f"({sim:,} and {npi:,} needed)",
+        f"({quality:,} needed for {images:,} images; {later:,} for the {anchored:,} of the later protocol)",
+        f"{2 * quality:,} NFE, exactly the needed number",
+    )
+
+
+def test_image_quality(image_quality):
+    plain = image_quality[image_quality["variant"] == schedules.PLAIN].assign(schedule="28/0.35/euler")
+    distance = schedules.distances(plain).loc[0, "distance"]
+    pairs = image_quality[image_quality["public"] != image_quality["personal"]]
+    gain = intervals.paired_changes(pairs, "clip", "variant", schedules.PLAIN, "wSIM_wNPI", by=["common_step"])
+    gain = gain.set_index("common_step")["mean"]
+    says(
+        f"within {distance:.3f} of SD3's",
+        f"SIM + NPI gain most at common step {gain.idxmax()}",
+        f"cost {-gain[0]:.3f}".replace("0.", ".") + " at step 0",
+    )
+
+
+def test_planner_and_claims(image_quality):
+    later = results.load("05_anchored")
+    alone = hiqm.cube(later, "wSIM")
+    surface = planning.fit_surface(alone.retained(hiqm.cube(later, "woSIM")))
+    plan = surface.max_common_step(similarity=0.6, quality_floor=0.95)
+    scored = later[(later["variant"] == "wSIM") & (later["public"] != later["personal"])]
+    across = validation.across_schedules(schedules.cubes(results.load("05_schedules")))
+    errors = across.groupby("schedule")[["others", "own"]].mean() ** 0.5
+    worst = (errors["others"] - errors["own"]).max()
+    verdicts = claims.check(*(hiqm.cube(image_quality, v) for v in ("wSIM_wNPI", schedules.PLAIN)))["verdict"]
+    count = verdicts.value_counts()
+    words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+    hold, fail, unknown = (words[count.get(v, 0)] for v in (intervals.HOLDS, intervals.FAILS, intervals.UNDECIDED))
+    says(
+        f"the surface fitted to {len(scored):,} scored images",
+        f"Plan(common_step={plan.common_step}, quality={plan.quality:.2f}, low={plan.low:.2f}, "
+        f"estimate={plan.estimate})",
+        f"{len(errors)} noise schedules",
+        f"within {worst:.3f}".replace("0.", ".") + " of a fit of its own",
+        f"{hold} hold, {fail} do not hold, {unknown} cannot be told",
+    )
+
+
+def test_fits_of_published_curves():
+    published = pd.read_csv(PUBLISHED / "clip_by_similarity.csv").rename(columns={"clip_score": "score"})
+    reference = pd.read_csv(PUBLISHED / "hiqm_fit_reference.csv")
+    differences = hiqm.largest_differences(hiqm.fit_curves(published), reference)
+    says(
+        f"agree with the reference to {differences.max():.0e}" + " in every quantity",
+        f"{differences[['L', 'k', 'x0', 'C']].max():.0e}" + " in every parameter",
+    )
+
+
+def test_compression():
+    rows = compression_claims.published_rows()
+    difference = compression_claims.reference_differences(compression_claims.fit_surfaces(rows))["difference"].max()
+    needed = compression_grids.published_costs()["updates needed"]
+    table = compression_claims.check(results.load("07_ratios")).set_index("claim")
+    halving = table.loc[table.index.str.startswith("halving the quantisation step")].iloc[0]
+    best = table.loc[table.index.str.startswith("SSIM is best")].iloc[0]
+    saved = rates.savings(results.load("07_links"), "adaptive (ours)", "rounding, deflate").groupby("step")["ratio"]
+    low, high = saved.min(), saved.max()
+    early_low, early_high = low[[2, 6]].min(), high[[2, 6]].max()
+    says(
+        f"agree with the reference to {difference:.0e}" + ", step counts exactly",
+        f"({needed.iloc[0]:,} and {needed.iloc[1]:,} needed)",
+        f"gains {halving['measured']:.2f} dB (published: {halving['published']:.2f})",
+        f"but after update {best['measured']:.0f} instead of",
+        f"{early_low:.2f} to {early_high:.2f} of them after updates 2 and 6, {low[26]:.2f} to {high[26]:.2f} after "
+        "update 26",
+    )
+    assert (table["verdict"] == intervals.HOLDS).sum() == 4
+    assert (table["verdict"] == intervals.FAILS).sum() == 2
+
+
+def test_shipped_models():
+    sd3, clip, judge = (
+        json.loads((MODELS / name / "evaluation.json").read_text()) for name in ("mini-sd3", "mini-clip", "mini-judge")
+    )
+    objects = [f"{count} objects: colour and shape".replace("one objects", "one object") for count in ("one", "two")]
+    one, two = (100 * sd3[name] for name in objects)
+    one_negative, two_negative = (100 * sd3[f"{name}, guidance 8 against a negative prompt"] for name in objects)
+    says(
+        f"autoencoder {sd3['autoencoder PSNR (dB)']:.1f} dB PSNR",
+        f"in {one:.0f} % of one-object and {two:.0f} % of two-object images",
+        f"against a negative prompt in {one_negative:.0f} and {two_negative:.0f} %",
+        f"text-to-image top-1 among 100 captions: {100 * clip['retrieval top-1 of 100']:.1f} %",
+        f"{100 * judge['held-out accuracy']:.2f} % of scenes",
+    )
