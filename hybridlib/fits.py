@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import OptimizeWarning, curve_fit
+from scipy.optimize import leastsq
 
 from .intervals import Array
 
@@ -53,12 +52,16 @@ def sigmoid(s: Array, L: float | Array, k: float | Array, x0: float | Array, C: 
     return L * np.exp(-np.logaddexp(0.0, k * (s - x0))) + C
 
 
-def fit_sigmoid(common_step: ArrayLike, score: ArrayLike, start: Sequence[float] | None = None) -> SigmoidFit:
+def fit_sigmoid(
+    common_step: ArrayLike, score: ArrayLike, start: Sequence[float] | None = None, max_evaluations: int = 10_000
+) -> SigmoidFit:
     """Fit one curve by Levenberg-Marquardt from a start read off the data: range, slope, half-way step, minimum.
 
     Args:
         common_step, score: equally long, five points or more.
         start: L, k, x0, C to start from instead; the published fits began at 0.1, 0.1, 0.1, 0.1.
+        max_evaluations: of the curve. Most searches end after some twenty; one that has not ended gives its last curve,
+            which is not identified: parameters run away along a valley on which the curve itself hardly changes.
 
     Raises:
         ValueError: if there are fewer than five points, or values that are not finite.
@@ -69,14 +72,22 @@ def fit_sigmoid(common_step: ArrayLike, score: ArrayLike, start: Sequence[float]
     if not (np.isfinite(s).all() and np.isfinite(q).all()):
         raise ValueError("a sigmoid needs finite common steps and scores")
     p0 = _start(s, q) if start is None else start
-    with warnings.catch_warnings():  # said by `identified`
-        warnings.simplefilter("ignore", OptimizeWarning)
-        parameters, covariance = curve_fit(sigmoid, s, q, p0=p0, jac=_jacobian, method="lm", maxfev=1_000_000, **_TIGHT)
+    parameters, unscaled, _, _, status = leastsq(
+        lambda p: sigmoid(s, *p) - q,
+        p0,
+        Dfun=lambda p: _jacobian(s, *p),
+        full_output=True,
+        maxfev=max_evaluations,
+        **_TIGHT,
+    )
+    squares = float(((q - sigmoid(s, *parameters)) ** 2).sum())
+    covariance = np.full((4, 4), np.inf) if unscaled is None else unscaled * (squares / (len(s) - 4))
     if parameters[0] < 0:  # the same curve written with L > 0; a rising one then has k < 0
         L, k, x0, C = parameters
         parameters = np.array([-L, -k, x0, C + L])
-        turn = np.array([[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]], dtype=float)
-        covariance = turn @ covariance @ turn.T
+        if unscaled is not None:
+            turn = np.array([[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]], dtype=float)
+            covariance = turn @ covariance @ turn.T
     residuals = q - sigmoid(s, *parameters)
     spread = float(((q - q.mean()) ** 2).sum())
     quality = (
@@ -85,7 +96,8 @@ def fit_sigmoid(common_step: ArrayLike, score: ArrayLike, start: Sequence[float]
         float(np.abs(residuals).max()),
     )
     errors = np.sqrt(np.diag(covariance)).tolist()
-    identified = bool(errors[0] < parameters[0] / 2 and s.min() <= parameters[2] <= s.max())
+    ended = status in (1, 2, 3, 4)
+    identified = bool(ended and errors[0] < parameters[0] / 2 and s.min() <= parameters[2] <= s.max())
     return SigmoidFit._make([*parameters.tolist(), *quality, *errors, identified])
 
 

@@ -8,9 +8,11 @@ What is redrawn are prompts, in both of their roles. Every replicate counts in w
   sigmoids, and bias what is said about sigmoids. Instead the statistics bear fits that run away: medians over bins
   (Theil-Sen slopes, the median shift of x0), or values of the fitted curve itself, which do not run away. A mean would
   not: one bin with L = 1e5 decides it.
-* A replicate in which a filled bin has no fit at all, or the statistic is not a number, is not used. The table says how
-  many were, and where fewer than half were, or too few for the ends of the interval, nothing can be told: the interval
-  would speak for the minority of draws in which the statistic happened to exist.
+* A replicate in which the statistic does not exist is not used. The table says how many were, and where fewer than half
+  were, or too few for the ends of the interval, nothing can be told: the interval would speak for the minority of draws
+  in which the statistic happened to exist.
+* Intervals are widened for the small number of prompts, see `intervals.interval`.
+* R2 and r2 are lowered by noise alone, so a low one refutes nothing: these claims hold or cannot be told.
 
 No statistic may choose what it then tests: the best common step is chosen on the pairs of one half of the prompts and
 tried on those of the other half. `tests/hybrid/test_claims.py` runs every claim on data without the effect.
@@ -25,35 +27,23 @@ import numpy as np
 import pandas as pd
 
 from ..fits import SigmoidFit
-from ..intervals import NEGATIVE, POSITIVE, UNDECIDED, Array, interval, paired_changes, resamples, verdict
+from ..intervals import (
+    FAILS,
+    NEGATIVE,
+    POSITIVE,
+    UNDECIDED,
+    Array,
+    interval,
+    paired_changes,
+    tail_share,
+    verdict,
+)
 from ..paths import PUBLISHED
-from .hiqm import Cube, Curves, binned, fit_replicates
+from .hiqm import Cube, Curves, fit_replicates
+from .samples import Sample, samples, taking_part
 
-SPLITS = 20  # of the prompts into halves; their mean does not hang on the luck of one split
 PLATEAU = 4.0  # the published scores hardly fall up to this common step
 LATE = 5.0  # the last steps begin this many before the last common step
-
-
-class Sample(NamedTuple):
-    """Mean curves of both variants in the same, filled similarity bins: as measured, or one bootstrap replicate."""
-
-    similarity: Array  # (bins,)
-    common_steps: Array  # (steps,)
-    modulated: Array  # (bins, steps), with SIM and NPI
-    plain: Array  # (bins, steps), without
-    halves: Array  # (splits, 2, steps), mean gain over the pairs within each half of the prompts
-    modulated_fits: Sequence[SigmoidFit]  # (bins,), or fewer where a sigmoid was not found or not asked for
-    plain_fits: Sequence[SigmoidFit]
-
-    @property
-    def gain(self) -> Array:
-        """What SIM and NPI add at each common step, mean over bins."""
-        return (self.modulated - self.plain).mean(axis=0)
-
-    @property
-    def fits(self) -> list[SigmoidFit]:
-        """Of both variants, all bins."""
-        return [*self.modulated_fits, *self.plain_fits]
 
 
 class Claim(NamedTuple):
@@ -62,15 +52,18 @@ class Claim(NamedTuple):
     statement: str
     statistic: Callable[[Sample], float]
     allowed: tuple[float, float]
-    on_fits: bool = False  # needs a sigmoid in every filled bin of both variants
+    on_fits: bool = False  # needs sigmoids
     bins: int = 1  # fewer filled bins are not enough
+    refutable: bool = True  # False where noise alone drives the statistic out of `allowed`
 
     def value(self, sample: Sample) -> float:
-        """The statistic; nan where the sample has not what it needs."""
-        bins = len(sample.similarity)
-        if bins < self.bins or (self.on_fits and len(sample.fits) < 2 * bins):
-            return float("nan")
-        return float(self.statistic(sample))
+        """The statistic; nan where the sample has too few filled bins."""
+        return float(self.statistic(sample)) if len(sample.similarity) >= self.bins else float("nan")
+
+    def answer(self, low: float, high: float) -> str:
+        """The verdict that an interval of the statistic supports."""
+        answer = verdict(low, high, self.allowed)
+        return UNDECIDED if answer == FAILS and not self.refutable else answer
 
 
 def check(
@@ -104,14 +97,16 @@ def check(
         ValueError: if the cubes differ in prompts or common steps, or have fewer than two bins in common.
     """
     chosen = CLAIMS if claims is None else tuple(claims)
-    samples = _samples(modulated, plain, min_pairs, rounds, seed, any(claim.on_fits for claim in chosen))
+    drawn = samples(modulated, plain, min_pairs, rounds, seed, any(claim.on_fits for claim in chosen))
     published = _published_sample()
+    prompts = int(taking_part(modulated.quality - plain.quality).sum())
+    enough = max(rounds / 2, 1 / tail_share(level, prompts) - 1)  # else the ends are just the extreme replicates
     rows = []
     for claim in chosen:
-        measured, *values = (claim.value(sample) for sample in samples)
+        measured, *values = (claim.value(sample) for sample in drawn)
         used = int(np.isfinite(values).sum())
-        low, high = interval(values, level) if _enough(used, rounds, level) else (np.nan, np.nan)
-        answer = verdict(low, high, claim.allowed) if np.isfinite(measured) else UNDECIDED
+        low, high = interval(values, level, prompts) if used >= enough else (np.nan, np.nan)
+        answer = claim.answer(low, high) if np.isfinite(measured) else UNDECIDED
         rows.append((claim.statement, claim.value(published), measured, low, high, used, rounds, answer))
     columns = ["claim", "published", "measured", "low", "high", "used", "rounds", "verdict"]
     return pd.DataFrame(rows, columns=columns)
@@ -160,76 +155,6 @@ def _published_sample() -> Sample:
     halves = np.stack([gain, gain])[None]  # no pairs were published, so chosen and tried on the same
     fits = [[fit for fit in fit_replicates(curves, 0)[0] if fit is not None] for curves in (with_sim, without)]
     return Sample(with_sim.similarity, with_sim.common_steps, with_sim.mean, without.mean, halves, *fits)
-
-
-def _enough(used: int, rounds: int, level: float) -> bool:
-    """At least half of the replicates, and so many that the ends of the interval are not just the extreme ones."""
-    return used >= max(rounds / 2, 2 / (1 - level) - 1)
-
-
-def _samples(modulated: Cube, plain: Cube, min_pairs: int, rounds: int, seed: int, fitted: bool) -> list[Sample]:
-    """The measured sample first, then the replicates, each with the bins that it fills."""
-    modulated, plain = _common(modulated, plain)
-    with_sim, without = (binned(cube, min_pairs=min_pairs, rounds=rounds, seed=seed) for cube in (modulated, plain))
-    if len(with_sim.similarity) < 2:
-        raise ValueError(
-            f"claims about similarity need two bins of min_pairs = {min_pairs} pairs or more that both variants have, "
-            f"got {with_sim.similarity.tolist()}"
-        )
-    halves = _half_gains(modulated.quality - plain.quality, rounds, seed)
-    no_fits: list[list[SigmoidFit | None]] = [[]] * (rounds + 1)
-    fits_with, fits_without = (fit_replicates(c, rounds) if fitted else no_fits for c in (with_sim, without))
-    samples = []
-    for i, (mean_with, mean_without) in enumerate(
-        zip((with_sim.mean, *with_sim.replicates), (without.mean, *without.replicates), strict=True)
-    ):
-        filled = np.isfinite(mean_with).all(axis=1)
-        found = [[fit for fit in fits[i] if fit is not None] for fits in (fits_with, fits_without)]
-        samples.append(
-            Sample(
-                with_sim.similarity[filled],
-                with_sim.common_steps,
-                mean_with[filled],
-                mean_without[filled],
-                halves[i],
-                *found,
-            )
-        )
-    return samples
-
-
-def _common(modulated: Cube, plain: Cube) -> tuple[Cube, Cube]:
-    """Both cubes with nan wherever one of them has no score."""
-    if modulated.quality.shape != plain.quality.shape or (modulated.common_steps != plain.common_steps).any():
-        raise ValueError(
-            "modulated and plain must have the same prompts and common steps, got (prompts, prompts, steps) = "
-            f"{modulated.quality.shape} and {plain.quality.shape}"
-        )
-    both = np.isfinite(modulated.quality) & np.isfinite(plain.quality)
-    kept = [cube._replace(quality=np.where(both, cube.quality, np.nan)) for cube in (modulated, plain)]
-    return kept[0], kept[1]
-
-
-def _half_gains(gain: Array, rounds: int, seed: int) -> Array:
-    """Mean gain over the pairs within each half of the prompts, (1 + rounds, splits, 2, steps); nan without pairs.
-
-    Halves share no prompt, neither as drawn nor as redrawn, so what one says of the best step is news to the other.
-    """
-    prompts, _, steps = gain.shape
-    known = np.isfinite(gain).all(axis=2) & ~np.eye(prompts, dtype=bool)
-    draws = np.vstack([np.ones(prompts), resamples(prompts, rounds, seed)])
-    taking_part = np.flatnonzero(known.any(axis=0) | known.any(axis=1))
-    generator = np.random.default_rng(seed)
-    halves = np.empty((rounds + 1, SPLITS, 2, steps))
-    for split in range(SPLITS):
-        for side, half in enumerate(np.array_split(generator.permutation(taking_part), 2)):
-            drawn, block = draws[:, half], np.ix_(half, half)
-            cells = np.where(known[block][..., None], gain[block], 0.0)
-            with np.errstate(invalid="ignore"):
-                weight = np.einsum("ri,ij,rj->r", drawn, known[block].astype(float), drawn)
-                rows = (drawn @ cells.reshape(len(half), -1)).reshape(len(drawn), len(half), steps)
-                halves[:, split, side] = (rows * drawn[..., None]).sum(axis=1) / weight[:, None]
-    return halves
 
 
 def _slope(similarity: Array, values: Sequence[float]) -> float:
@@ -297,6 +222,7 @@ CLAIMS: tuple[Claim, ...] = (
         lambda x: min(fit.R2 for fit in x.fits),
         (0.99, 1.0),
         on_fits=True,
+        refutable=False,
     ),
     Claim(
         "the sigmoid misses the plateau: up to step 4 it falls further than the scores (without)",
@@ -324,6 +250,7 @@ CLAIMS: tuple[Claim, ...] = (
         (0.95, 1.0),
         on_fits=True,
         bins=3,  # two points always lie on a line
+        refutable=False,
     ),
     Claim(
         "SIM + NPI keeps 95 % of the quality up to step",

@@ -170,12 +170,19 @@ def smoothed(curves: Array, similarity: Array) -> Array:
 
 
 def fit_curves(curves: pd.DataFrame) -> pd.DataFrame:
-    """One sigmoid per variant and similarity of a tidy table (variant, similarity, common_step, score)."""
+    """One sigmoid per variant and similarity of a tidy table (variant, similarity, common_step, score).
+
+    Where a fit is not `identified`, its parameters and their errors are missing: many quite different ones would fit
+    as well. R2, RMSE and the largest residual are of the curve, which is determined all the same.
+    """
     rows = []
     for (variant, similarity), curve in curves.groupby(["variant", "similarity"], sort=True):
         fit = fit_sigmoid(curve["common_step"], curve["score"])
         rows.append({"variant": variant, "similarity": similarity, **fit._asdict(), "n_points": len(curve)})
-    return pd.DataFrame(rows)
+    fits = pd.DataFrame(rows)
+    parameters = [name for name in SigmoidFit._fields if name.removeprefix("se_") in ("L", "k", "x0", "C")]
+    fits.loc[~fits["identified"].astype(bool), parameters] = np.nan
+    return fits
 
 
 def curve_table(scores: pd.DataFrame, variants: Iterable[str], value: str = "clip", min_pairs: int = 6) -> pd.DataFrame:
@@ -193,18 +200,16 @@ def largest_differences(fits: pd.DataFrame, reference: pd.DataFrame) -> pd.Serie
     return pd.Series(differences, name="largest relative difference")
 
 
-def fit_replicates(curves: Curves, rounds: int) -> list[list[SigmoidFit | None]]:
-    """Sigmoids of the mean curves first, then of `rounds` replicates, each a list over bins.
+def fit_replicates(curves: Curves, rounds: int, max_evaluations: int = 300) -> list[list[SigmoidFit | None]]:
+    """Sigmoids of the mean curves first, then of `rounds` replicates, each a list over bins; None for an empty bin.
 
-    None where a curve is empty or no sigmoid was found.
+    Fits that are not identified stay: to leave them out would choose the replicates that look like sigmoids. A search
+    that needs more than `max_evaluations` is one of them (others end after some twenty) and would take minutes.
     """
-    fits: list[list[SigmoidFit | None]] = []
-    for means in (curves.mean, *curves.replicates[:rounds]):
-        row: list[SigmoidFit | None] = []
-        for mean in means:
-            try:
-                row.append(fit_sigmoid(curves.common_steps, mean))
-            except (ValueError, RuntimeError):
-                row.append(None)
-        fits.append(row)
-    return fits
+    return [
+        [
+            fit_sigmoid(curves.common_steps, mean, max_evaluations=max_evaluations) if np.isfinite(mean).all() else None
+            for mean in means
+        ]
+        for means in (curves.mean, *curves.replicates[:rounds])
+    ]

@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hybridlib import intervals
 from hybridlib.fits import sigmoid
-from hybridlib.hybrid import claims, hiqm
+from hybridlib.hybrid import hiqm
 from hybridlib.paths import PUBLISHED
 
 PROMPTS, STEPS = 14, np.arange(0.0, 28.0)
@@ -98,58 +97,6 @@ def test_retained_quality_starts_at_one_and_keeps_the_shape():
     np.testing.assert_allclose(1 - retained[:, :, 20], drop, atol=0.02)
 
 
-def test_claims_hold_on_data_made_to_hold_and_fail_where_reversed():
-    shift = {"with": 4.0, "without": 0.0}
-    scores = synthetic_scores(("with", "without"), shift=shift)
-    curves = {name: hiqm.binned(hiqm.cube(scores, name), rounds=60) for name in shift}
-    table = claims.check(curves["with"], curves["without"], rounds=60).set_index("claim")["verdict"]
-    later = next(claim for claim in table.index if "inflection" in claim)
-    assert table[later] == intervals.HOLDS
-    assert table["C grows with similarity (smaller slope of the two variants)"] == intervals.HOLDS
-    swapped = claims.check(curves["without"], curves["with"], rounds=60).set_index("claim")["verdict"]
-    assert swapped[later] == intervals.FAILS
-
-
-def test_published_statistics_are_those_of_the_reference():
-    shift = {"with": 1.0, "without": 0.0}
-    scores = synthetic_scores(("with", "without"), shift=shift)
-    curves = {name: hiqm.binned(hiqm.cube(scores, name), rounds=2) for name in shift}
-    published = claims.check(curves["with"], curves["without"], rounds=2)["published"].tolist()
-    # reference, section 4: R2 >= .9964, overshoot up to .02, slopes .29 and -.30, linear with r2 >= .98
-    assert published[1] == pytest.approx(0.9964, abs=1e-4)
-    assert published[2] == pytest.approx(0.02, abs=5e-4)
-    assert published[3] == pytest.approx(0.29, abs=5e-3)
-    assert published[4] == pytest.approx(-0.30, abs=5e-3)
-    assert published[5] > 0.98
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.1, 0.2, intervals.HOLDS),
-        (-0.2, -0.1, intervals.FAILS),
-        (-0.1, 0.1, intervals.UNDECIDED),
-        (np.nan, np.nan, intervals.UNDECIDED),
-    ],
-)
-def test_verdicts(low, high, expected):
-    assert intervals.verdict(low, high, intervals.POSITIVE) == expected
-
-
-def test_sweep_claims_follow_the_direction_of_the_metric():
-    rng = np.random.default_rng(0)
-    rows = [
-        {"common_step": s, "public_scale": g, "personal": p, "seed": 1, "npi": n, "x": -s - g + 5 * n + rng.normal()}
-        for s in (3, 21)
-        for g in (1.0, 2.0, 7.0)
-        for p in range(8)
-        for n in (False, True)
-    ]
-    table = pd.DataFrame(rows)
-    assert claims.check_sweep(table, "x", True)["verdict"].tolist() == [intervals.HOLDS] * 3
-    assert claims.check_sweep(table, "x", False)["verdict"].tolist() == [intervals.FAILS] * 3
-
-
 def test_retained_quality_compares_variants_on_one_scale():
     """A variant that is worse from the start must not look as good as the other one by its own measure."""
     scores = synthetic_scores(noise=0.0, spread=0.0)
@@ -200,3 +147,27 @@ def test_bad_scores_are_refused(change, message):
 def test_too_few_pairs_are_refused():
     with pytest.raises(ValueError, match="no similarity bin holds min_pairs = 1000 pairs"):
         hiqm.binned(hiqm.cube(synthetic_scores(seeds=(1,)), "a"), min_pairs=1000)
+
+
+def test_fits_that_are_not_identified_show_no_numbers():
+    line = pd.DataFrame({"variant": "a", "similarity": 0.5, "common_step": STEPS, "score": 1 - 0.01 * STEPS})
+    curved = line.assign(similarity=0.6, score=sigmoid(STEPS, 0.25, 0.27, 16.0, 0.06))
+    fits = hiqm.fit_curves(pd.concat([line, curved])).set_index("similarity")
+    assert fits["identified"].tolist() == [False, True]
+    parameters = ["L", "k", "x0", "C", "se_L", "se_k", "se_x0", "se_C"]
+    assert fits.loc[0.5, parameters].isna().all()
+    assert fits.loc[0.6, ["L", "k", "x0", "C"]].tolist() == pytest.approx([0.25, 0.27, 16.0, 0.06], rel=1e-5)
+    assert fits.loc[0.5, "R2"] > 0.999  # the curve itself is determined
+
+
+def test_replicates_keep_fits_that_are_not_identified_and_end_in_time():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(1, 3, 28))  # a search for its sigmoid may take a million evaluations
+    noise[0, 1] = 1 - 0.01 * STEPS
+    noise[0, 2] = np.nan
+    curves = hiqm.Curves(np.array([0.4, 0.5, 0.6]), np.full(3, 6), STEPS, noise[0] * 0 + STEPS, noise)
+    first, line, empty = hiqm.fit_replicates(curves, 1)[1]
+    assert np.isfinite(first.R2)
+    assert not line.identified
+    assert line(7.0) == pytest.approx(0.93, abs=1e-3)
+    assert empty is None
