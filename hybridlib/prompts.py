@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .paths import PROMPTS, PUBLISHED
+
+LARGEST_CLOSED = 1024  # pieces; half of them are the bytes, and CLIP's own tokenizer has 49,408
+SHORT_WORDS = ("a", "an", "on")  # words though they are single letters, or ends of others (cyan, noon)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,33 @@ class PromptSet:
         except (TypeError, KeyError) as error:
             raise ValueError(f"{path}: expected groups, each with public and personal prompts ({error!r})") from None
         return PromptSet(tuple(public), tuple(personal), tuple(negative), tuple(group), str(path))
+
+
+def closed_vocabulary(tokenizer: Any) -> tuple[str, ...] | None:
+    """The words of a byte-pair tokenizer too small for a language, such as that of mini-sd3; None of any other.
+
+    Such a tokenizer spells its own words as one piece each, and every other text in pieces that no caption ever held,
+    so that a model trained on captions draws nonsense.
+    """
+    if len(tokenizer) > LARGEST_CLOSED:
+        return None
+    ended = [piece.removesuffix("</w>") for piece in tokenizer.get_vocab() if piece.endswith("</w>")]
+    whole = [piece for piece in ended if len(piece) > 1 and piece.isalpha() and piece.isascii()]
+    ends = {piece for piece in whole if any(other != piece and other.endswith(piece) for other in whole)}
+    return tuple(sorted({*whole} - ends | {word for word in SHORT_WORDS if word in ended}))
+
+
+def warn_of_foreign_words(tokenizer: Any, texts: Iterable[str], stacklevel: int = 2) -> None:
+    """Warn once of all words in `texts` that are outside the closed vocabulary of a tokenizer, if it has one."""
+    if tokenizer is None or (known := closed_vocabulary(tokenizer)) is None:
+        return
+    found = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W\d_]+|\d|[^\w\s]+|_+", text.lower()))
+    if foreign := [word for word in found if word not in known]:
+        warnings.warn(
+            f"the model does not know {', '.join(map(repr, foreign))} and draws nonsense for it; its vocabulary is "
+            f"{', '.join(known)} (hybridlib.miniature.tokens.words())",
+            stacklevel=stacklevel,
+        )
 
 
 def prompt_file(name: str) -> Path:

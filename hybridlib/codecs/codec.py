@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from numbers import Integral
 from typing import ClassVar, Protocol, TypeVar, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .message import DTYPES, LARGEST_SIDE, Message, shape_of
+from .message import DTYPES, LARGEST_SIDE, Message, check_size, shape_of
 
 Seeds = Sequence[int | None] | None
 _T = TypeVar("_T")
@@ -73,6 +75,7 @@ class RowCodec:
         """One message a row.
 
         Raises:
+            TypeError: if latents are no tensor or a seed is no whole number.
             ValueError: if latents are empty, of another dtype or rank, not finite, or too large for the parameters.
         """
         specification, messages = self.specification, []
@@ -86,7 +89,7 @@ class RowCodec:
         Raises:
             ValueError: if there are no messages, or one is truncated, altered, of another shape or another codec.
         """
-        for data in messages:
+        for data in _listed(messages):
             if (found := Message.open(data).specification) != self.specification:
                 raise ValueError(f"the message was coded by {found}, not by {self.specification}")
         return decode(messages)
@@ -100,6 +103,7 @@ class RowCodec:
         raise NotImplementedError
 
     def _unpack(self, message: Message) -> Tensor:
+        """The row (channels, height, width) of a message, or ValueError where `_pack` cannot have made the payload."""
         raise NotImplementedError
 
     def _quantise(self, row: Tensor, seed: int | None) -> Tensor:
@@ -112,6 +116,8 @@ def parse(specification: str) -> RowCodec:
     Raises:
         ValueError: if there is no such codec or its parameters are not legal.
     """
+    if not isinstance(specification, str):
+        raise TypeError(f"specification must be text, got {type(specification).__name__}")
     name, _, text = specification.partition(":")
     if name not in RowCodec._registry:
         raise ValueError(f"codec must be one of {', '.join(RowCodec._registry)}, got {name!r}")
@@ -137,14 +143,32 @@ def decode(messages: Sequence[bytes]) -> Tensor:
     """Latents (rows, channels, height, width) on the CPU, of messages each of which may have its own codec.
 
     Raises:
-        ValueError: if there are no messages, or one is truncated, altered, or of another shape or dtype.
+        TypeError: if `messages` is no sequence of bytes.
+        ValueError: if there are no messages, or one is truncated, altered, or of another shape or dtype; and if one was
+            made, checksum and all, to say what no encoder says. A message never takes more memory than a few times
+            its row of at most `LARGEST_ROW` values.
     """
-    if not messages:
-        raise ValueError("there must be at least one message to decode, got none")
-    opened = [Message.open(data) for data in messages]
+    opened = [Message.open(data) for data in _listed(messages)]
     if len(kinds := {(message.shape, message.dtype) for message in opened}) > 1:
         raise ValueError(f"messages of one batch must have one shape and dtype, got {sorted(map(str, kinds))}")
-    return torch.stack([parse(message.specification)._unpack(message) for message in opened])
+    return torch.stack([_decoded(message) for message in opened])
+
+
+def _listed(messages: Sequence[bytes]) -> Sequence[bytes]:
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"messages must be a list of bytes, one a row, got {type(messages).__name__}")
+    if not messages:
+        raise ValueError("there must be at least one message to decode, got none")
+    return messages
+
+
+def _decoded(message: Message) -> Tensor:
+    codec = parse(message.specification)
+    with np.errstate(all="ignore"):  # what overflows is refused just below
+        row = codec._unpack(message)
+    if tuple(row.shape) != message.shape or row.dtype != message.dtype or not torch.isfinite(row).all():
+        raise ValueError(f"coded latents must be finite, {message.dtype} and {message.shape}; {message} is not")
+    return row
 
 
 def quantise(latents: Tensor, codecs: Sequence[Codec | None], seeds: Seeds = None) -> Tensor:
@@ -155,6 +179,8 @@ def quantise(latents: Tensor, codecs: Sequence[Codec | None], seeds: Seeds = Non
 
 def _each(latents: Tensor, codecs: Sequence[_T], seeds: Seeds) -> Iterator[tuple[Tensor, _T, Seeds]]:
     seeds = _checked_seeds(latents, seeds)
+    if strange := [c for c in codecs if c is not None and not isinstance(getattr(c, "specification", None), str)]:
+        raise TypeError(f"a codec must be one of those in hybridlib.codecs, or None, got {strange[0]!r}")
     if len(codecs) != len(latents):
         raise ValueError(f"there must be a codec for each of {len(latents)} rows, got {len(codecs)}")
     for row, codec, seed in zip(latents.split(1), codecs, seeds, strict=True):
@@ -163,10 +189,13 @@ def _each(latents: Tensor, codecs: Sequence[_T], seeds: Seeds) -> Iterator[tuple
 
 def _rows(latents: Tensor, seeds: Seeds) -> Iterator[tuple[Tensor, int | None]]:
     """Rows on the CPU with their seeds, checked."""
+    if not isinstance(latents, Tensor):
+        raise TypeError(f"latents must be a tensor, got {type(latents).__name__}")
     if latents.ndim != 4 or not all(0 < side <= LARGEST_SIDE for side in latents.shape):
         raise ValueError(
             f"latents must be (rows, channels, height, width), each at least 1, got {tuple(latents.shape)}"
         )
+    check_size(shape_of(latents[0]))
     if latents.dtype not in DTYPES:
         raise ValueError(f"latents must be float16, bfloat16 or float32, got {latents.dtype}")
     for number, (row, seed) in enumerate(zip(latents.detach().cpu(), _checked_seeds(latents, seeds), strict=True)):
@@ -180,4 +209,6 @@ def _checked_seeds(latents: Tensor, seeds: Seeds) -> Sequence[int | None]:
         return [None] * len(latents)
     if len(seeds) != len(latents):
         raise ValueError(f"there must be a seed for each of {len(latents)} rows, got {len(seeds)}")
+    if strange := [seed for seed in seeds if not (seed is None or isinstance(seed, Integral))]:
+        raise TypeError(f"a seed must be a whole number or None, got {strange[0]!r}")
     return seeds

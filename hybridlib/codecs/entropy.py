@@ -55,6 +55,9 @@ class Model(NamedTuple):
         """Level of every class, (channels, bands)."""
         return _sum_levels(self.channels, self.bands) + self.rest
 
+    def __repr__(self) -> str:
+        return f"Model({len(self.channels)} channels, {len(self.bands)} bands, shape {self.shape})"
+
 
 def encode(indices: Integers, widths: tuple[int, ...], centred: bool) -> bytes:
     """Range-code indices (channels, values), the model first.
@@ -87,17 +90,43 @@ def encode(indices: Integers, widths: tuple[int, ...], centred: bool) -> bytes:
 
 
 def decode(payload: bytes, channels: int, widths: tuple[int, ...]) -> Integers:
-    """Inverse of `encode`: indices (channels, values)."""
+    """Inverse of `encode`: indices (channels, values).
+
+    Raises:
+        ValueError: if `encode` cannot have made the payload.
+    """
+    if len(payload) % 4:
+        raise ValueError(f"coded latents hold a range code of {len(payload)} bytes, which is no multiple of 4")
     decoder = stream.queue.RangeDecoder(np.frombuffer(payload, ">u4").astype(np.uint32))
+    try:
+        model = _take_model(decoder, channels, len(widths))
+        indices = np.zeros((channels, sum(widths)), np.int32)
+        for channel, level, columns in _classes(model.levels, widths):
+            table = _table(model.shape, model.centres[channel] % _QUARTERS, level)
+            indices[channel, columns] = _take(decoder, columns.stop - columns.start, table)
+    except AssertionError as error:  # the coder's own word for bits that no encoder writes
+        raise ValueError(f"coded latents hold no range code ({error})") from None
+    indices += (model.centres // _QUARTERS)[:, None]
+    _check_below(LIMIT, indices)
+    return indices
+
+
+def _take_model(decoder: Any, channels: int, bands: int) -> Model:
     shape = int(decoder.decode(stream.model.Uniform(len(_CDFS)), 1)[0])
-    sizes = channels, channels, len(widths)
-    centres, rows, bands = (np.cumsum(_take_side(decoder, size), dtype=np.int32) for size in sizes)
-    model = Model(shape, centres, rows, bands, _take_side(decoder, channels * len(widths)).reshape(channels, -1))
-    indices = np.zeros((channels, sum(widths)), np.int32)
-    for channel, level, columns in _classes(model.levels, widths):
-        table = _table(shape, model.centres[channel] % _QUARTERS, level)
-        indices[channel, columns] = _take(decoder, columns.stop - columns.start, table)
-    return indices + (model.centres // _QUARTERS)[:, None]
+    sums = [np.cumsum(_take_side(decoder, size), dtype=np.int64) for size in (channels, channels, bands)]
+    rest = _take_side(decoder, channels * bands).reshape(channels, bands)
+    _check_below(_QUARTERS * LIMIT, sums[0])
+    _check_below(LIMIT, *sums[1:], rest)
+    centres, rows, columns = (side.astype(np.int32) for side in sums)
+    model = Model(shape, centres, rows, columns, rest)
+    if model.levels.min() < 0 or model.levels.max() >= _LEVELS:
+        raise ValueError(f"coded latents must tell levels 0..{_LEVELS - 1} of standard deviation")
+    return model
+
+
+def _check_below(limit: int, *numbers: NDArray[Any]) -> None:
+    if any(np.abs(each).max() > limit for each in numbers):
+        raise ValueError(f"coded latents hold integers beyond {limit}")
 
 
 def _classes(levels: Integers, widths: tuple[int, ...]) -> Iterator[tuple[int, int, slice]]:

@@ -6,7 +6,7 @@ import math
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral
+from numbers import Integral, Real
 from typing import ClassVar
 
 import numpy as np
@@ -40,6 +40,8 @@ class Raw(RowCodec):
         return self._sent(row).contiguous().view(torch.int16).numpy().astype("<i2").tobytes()
 
     def _unpack(self, message: Message) -> Tensor:
+        if len(message.payload) != 2 * math.prod(message.shape):
+            raise ValueError(f"coded latents must hold 2 bytes a value: {message} does not")
         values = torch.from_numpy(np.frombuffer(message.payload, "<i2").astype(np.int16))
         return values.view(getattr(torch, self.dtype)).reshape(message.shape).to(message.dtype)
 
@@ -57,6 +59,7 @@ class IndexCodec(RowCodec):
     """A codec that sends integers, by an entropy stage, and a few bytes of side information."""
 
     entropy: str
+    _sides: ClassVar[range] = range(1)  # numbers of bytes that the side information may take
 
     def indices(self, row: Tensor, seed: int | None = None) -> Integers:
         """What is sent of a row (channels, height, width): integers (channels, height * width)."""
@@ -71,7 +74,10 @@ class IndexCodec(RowCodec):
         return bytes([len(side)]) + side + pack(self.entropy, indices, self.layout(shape_of(row)))
 
     def _unpack(self, message: Message) -> Tensor:
-        start = 1 + message.payload[0]
+        start = 1 + (message.payload[0] if message.payload else 0)
+        if start - 1 not in self._sides or len(message.payload) < start:
+            allowed = f"{self._sides[0]}..{self._sides[-1]}"
+            raise ValueError(f"coded latents must begin with {allowed} bytes of side information")
         indices = unpack(self.entropy, message.payload[start:], self.layout(message.shape))
         return self._synthesised(message.payload[1:start], indices, message.shape, message.dtype)
 
@@ -136,6 +142,7 @@ class MinMax(IndexCodec):
     """
 
     name: ClassVar[str] = "minmax"
+    _sides: ClassVar[range] = range(8, 9)
     bits: int = 8
     entropy: str = "range"
 
@@ -149,6 +156,8 @@ class MinMax(IndexCodec):
     @classmethod
     def from_rate(cls, rate: float, entropy: str = "range") -> MinMax:
         """The codec of a published "rate" in [0, 1): bits = round(16 (1 - rate)), clamped to 1..16."""
+        if not isinstance(rate, Real):
+            raise TypeError(f"rate must be a number, got {rate!r}")
         if not 0 <= rate < 1:
             raise ValueError(f"rate must lie in [0, 1), got {rate}")
         return cls(min(max(round(16 * (1 - rate)), 1), 16), entropy)
@@ -162,6 +171,8 @@ class MinMax(IndexCodec):
 
     def _synthesise(self, side: bytes, indices: Integers, shape: Shape, dtype: torch.dtype) -> Tensor:
         low, high = torch.tensor(struct.unpack("<ff", side), dtype=torch.float32)
+        if not (torch.isfinite(torch.stack([low, high])).all() and low <= high):
+            raise ValueError(f"coded latents must tell a minimum and a maximum, got {low:.4g} and {high:.4g}")
         return torch.from_numpy(indices).reshape(shape).float() * self._step(low, high) + low
 
     def _step(self, low: Tensor, high: Tensor) -> Tensor:
@@ -192,11 +203,14 @@ class Adaptive(IndexCodec):
 
     name: ClassVar[str] = "adaptive"
     entropy: ClassVar[str] = "range"  # type: ignore[misc]
+    _sides: ClassVar[range] = range(11)
     step: float = 0.25
     thrift: float = 1.0
 
     def __post_init__(self) -> None:
         _check_positive("step", self.step)
+        if not isinstance(self.thrift, Real):
+            raise TypeError(f"thrift must be a number, got {self.thrift!r}")
         if not (math.isfinite(self.thrift) and self.thrift >= 0):
             raise ValueError(f"thrift must be finite and not negative, got {self.thrift}")
 
@@ -235,6 +249,8 @@ class Adaptive(IndexCodec):
         values = _from_blocks(basis.T @ coefficients, height, width)
         if side:
             alpha, seed = struct.unpack("<eq", side.ljust(10, b"\0"))
+            if not math.isfinite(alpha):
+                raise ValueError(f"coded latents must tell a finite share of the noise, got {alpha}")
             noise = initial_noise(seed, *shape)[0].numpy()
             noise *= np.float32(alpha)
             values += noise
@@ -242,8 +258,10 @@ class Adaptive(IndexCodec):
 
 
 def _check_positive(parameter: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{parameter} must be finite and above 0, got {value}")
+    if not isinstance(value, Real):
+        raise TypeError(f"{parameter} must be a number, got {value!r}")
+    if not 1e-30 <= value <= 1e30:  # beyond, float32 would take it for 0 or infinity
+        raise ValueError(f"{parameter} must be finite and above 0 (1e-30 to 1e30), got {value}")
 
 
 def _integers(values: Tensor, codec: RowCodec, dtype: torch.dtype) -> Integers:

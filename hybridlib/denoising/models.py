@@ -49,6 +49,7 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
         dtype: "float32" on the CPU and "float16" elsewhere, by default.
 
     Raises:
+        TypeError: if the name is no text.
         ValueError: if a folder holds another family of models, `dtype` is none of `DTYPES`, or a hub id cannot be
             reached, naming the local-folder alternative.
     """
@@ -56,10 +57,17 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
 
     from .pipelines import HybridStableDiffusion3Pipeline
 
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"name must be a miniature's name, a folder or a hub id, got {name!r}")
+    name = str(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "float16")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be a name that torch knows, such as 'cpu' or 'cuda', got {device!r}") from None
     location = locate(name)
     _check_family(Path(location))
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +14,14 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusi
 from torch import Tensor
 
 from ..codecs import Codec, DecimalRounding, MinMax
+from ..prompts import warn_of_foreign_words
 from .denoisers import SD3Denoiser
 from .sampler import decode, prepared_scheduler, rows_of, walk
-from .trajectory import Cost, Segment, Trajectory, Tree, check_common_step
+from .solvers import check_scheduler, evaluations, noise_levels, read_history, solver_identity, write_history
+from .trajectory import Cost, Segment, Trajectory, Tree, check_codec, check_common_step, check_type
 
 _STOCK = inspect.signature(StableDiffusion3Pipeline.__call__)
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _NOT_HYBRID = (  # stock arguments that have no meaning when several users share a prefix
     *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
@@ -31,7 +35,7 @@ def _signature(call: Any) -> inspect.Signature:
     return _STOCK.replace(parameters=[*_STOCK.parameters.values(), *added])
 
 
-@dataclass
+@dataclass(repr=False)
 class HybridPipelineOutput(StableDiffusion3PipelineOutput):
     """Images in stock order (all images of the first prompt first), and what they cost.
 
@@ -41,11 +45,20 @@ class HybridPipelineOutput(StableDiffusion3PipelineOutput):
     cost: Cost | None = None
     intermediate_images: list[Any] | None = None
 
+    def __repr__(self) -> str:
+        filmstrip = f", {len(self.intermediate_images)} intermediate" if self.intermediate_images else ""
+        return f"HybridPipelineOutput({len(self.images)} images{filmstrip}, {self.cost})"
+
 
 class _Handover(NamedTuple):
     latents: Tensor
     step: int
-    num_inference_steps: int
+    history: dict[str, Tensor]  # what the solver remembers
+    levels: Tensor  # the whole noise schedule
+    solver: str
+
+    def __repr__(self) -> str:
+        return f"_Handover(after {self.step} of {len(self.levels) - 1} updates, latents {tuple(self.latents.shape)})"
 
 
 class _Plan(NamedTuple):
@@ -53,6 +66,10 @@ class _Plan(NamedTuple):
     latents: Tensor  # one row per distinct seed of the trajectories
     keep_step: int | None = None  # where a public run leaves its handover
     last_codec: Codec | None = None  # that the final latents pass
+    handover: _Handover | None = None  # what a personal run goes on from
+
+    def __repr__(self) -> str:
+        return f"_Plan({len(self.trajectories)} trajectories, latents {tuple(self.latents.shape)})"
 
 
 class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
@@ -110,16 +127,29 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
             get_intermediate_result: also decode the images after every executed step.
             batch_size: most denoiser evaluations in one forward.
 
+        With a hybrid argument an update is one of `num_inference_steps`, also under Heun, which evaluates twice in
+        each but the last: `callback_on_step_end` is called once an update, and `cost` counts every evaluation.
+
+        Warns:
+            UserWarning: once, naming the words that a model with a small closed vocabulary does not know.
+
         Raises:
-            ValueError: before any denoising, when arguments contradict each other or are out of range.
+            TypeError: when a hybrid argument is of another type.
+            ValueError: before any denoising, when arguments contradict each other or are out of range, or when a tree
+                cannot be walked with the pipeline's scheduler.
         """
         hybrid = (public_prompt, common_step, public_guidance_scale, prompt_unchanged)
         link = _link_codec(compress_at_step, codec, compress_scale, compression_rate)
-        if all(value is None for value in (*hybrid, link)) and not get_intermediate_result:
-            return super().__call__(*args, **kwargs)
         stock = _STOCK.bind(self, *args, **kwargs)
         stock.apply_defaults()
         call = stock.arguments
+        if all(value is None for value in (*hybrid, link)) and not get_intermediate_result:
+            warn_of_foreign_words(self.tokenizer, _texts(call), stacklevel=4)
+            return super().__call__(*args, **kwargs)
+        check_type("public_prompt", public_prompt, (str, type(None)), "text")
+        check_type("public_guidance_scale", public_guidance_scale, (Real, type(None)), "a number")
+        check_type("prompt_unchanged", prompt_unchanged, (bool, type(None)), "True or False")
+        check_type("batch_size", batch_size, Integral, "a whole number")
         if prompt_unchanged is not None and (public_prompt is not None or public_guidance_scale is not None):
             raise ValueError("prompt_unchanged is the two-call form: leave out public_prompt and public_guidance_scale")
         if prompt_unchanged is None and public_prompt is None and (common_step or public_guidance_scale is not None):
@@ -130,6 +160,7 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         plan = self._plan(call, public_prompt, common_step, public_guidance_scale, prompt_unchanged)
         if link is not None:
             plan = _compressed(plan, compress_at_step or 0, link, call["num_inference_steps"])
+        warn_of_foreign_words(self.tokenizer, Tree(plan.trajectories).texts if plan.trajectories else (), stacklevel=4)
         output = self._run(plan, call, batch_size, get_intermediate_result)
         self.maybe_free_model_hooks()
         return output if call["return_dict"] else (output.images,)
@@ -144,8 +175,13 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         if call["callback_on_step_end_tensor_inputs"] != ["latents"]:
             raise ValueError("callback_on_step_end_tensor_inputs can only be ['latents'] with the hybrid arguments")
         steps = call["num_inference_steps"]
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"num_inference_steps must be a positive integer, got {steps!r}")
+        for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", call["num_images_per_prompt"])):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if call["output_type"] not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {call['output_type']!r}")
+        check_type("latents", call["latents"], (Tensor, type(None)), "a tensor")
+        check_scheduler(self.scheduler)
         for side in ("height", "width"):
             call[side] = call[side] or self.default_sample_size * self.vae_scale_factor
         self.check_inputs(call["prompt"], None, None, call["height"], call["width"])
@@ -195,9 +231,9 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         kept, steps = self._handover, call["num_inference_steps"]
         if kept is None:
             raise ValueError("prompt_unchanged=False needs an earlier call of this pipeline with prompt_unchanged=True")
-        if len(set(switches)) > 1 or (kept.step, kept.num_inference_steps) != (switches[0], steps):
+        if len(set(switches)) > 1 or (kept.step, len(kept.levels) - 1) != (switches[0], steps):
             raise ValueError(
-                f"the public run handed over at common_step={kept.step} of {kept.num_inference_steps}, "
+                f"the public run handed over at common_step={kept.step} of {len(kept.levels) - 1}, "
                 f"this call asks for {sorted(set(switches))} of {steps}"
             )
         size = (call["height"] // self.vae_scale_factor, call["width"] // self.vae_scale_factor)
@@ -209,7 +245,7 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
             for n in range(len(kept.latents))
             if kept.step < steps
         ]
-        return _Plan(trajectories, kept.latents)
+        return _Plan(trajectories, kept.latents, handover=kept)
 
     def _noise(self, call: dict[str, Any], rows: int) -> Tensor:
         latents = call["latents"]
@@ -229,13 +265,23 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         latents, filmstrip = plan.latents, []
         if not plan.trajectories:  # a personal run from the very last step: the public image itself
             return HybridPipelineOutput(self._finish(latents, call["output_type"]), Cost(0, 0), None)
-        tree = Tree(plan.trajectories)
-        if plan.keep_step == 0:
-            self._handover = _Handover(latents, 0, steps)
         denoiser = SD3Denoiser(
             self, batch_size, call["max_sequence_length"], self._clip_skip, self._joint_attention_kwargs
         )
         scheduler = prepared_scheduler(self, steps, (latents.shape[-2], latents.shape[-1]), call["sigmas"], call["mu"])
+        tree, levels, solver = (
+            Tree(plan.trajectories, evaluations(scheduler)),
+            noise_levels(scheduler),
+            solver_identity(scheduler),
+        )
+        if (kept := plan.handover) is not None:
+            if kept.solver != solver or not torch.equal(kept.levels, levels):
+                raise ValueError(
+                    f"the public run had solver {kept.solver} and its noise schedule, this call has others"
+                )
+            write_history(scheduler, kept.history)
+        if plan.keep_step == 0:
+            self._handover = _Handover(latents, 0, {}, levels, solver)
         rows: Any = tree.roots
         with self.progress_bar(total=tree.cost.tree) as bar:
             for front in walk(tree, denoiser, scheduler, latents):
@@ -244,7 +290,7 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
                     front.latents = returned.pop("latents", front.latents)
                 latents, rows = front.latents, front.members
                 if plan.keep_step == front.updates:
-                    self._handover = _Handover(latents, front.updates, steps)
+                    self._handover = _Handover(latents, front.updates, read_history(scheduler), levels, solver)
                 if intermediate:
                     filmstrip.append(self._finish(latents[rows_of(rows)], call["output_type"]))
                 bar.update(front.nfe)
@@ -259,6 +305,14 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         if output_type == "latent":
             return latents
         return decode(self, latents, output_type=output_type)
+
+
+def _texts(call: dict[str, Any]) -> Iterator[str]:
+    """Prompts of a stock call, and negative prompts where they count."""
+    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+        texts = [call[name]] if isinstance(call[name], str) else call[name] or ()
+        if not name.startswith("negative") or call["guidance_scale"] > 1:
+            yield from (text for text in texts if isinstance(text, str))
 
 
 def _per_user(name: str, value: Any, users: int) -> list[Any]:
@@ -277,6 +331,11 @@ def _link_codec(step: int | None, codec: Codec | None, scale: float | None, rate
         if named:
             raise ValueError(f"{named[0]} needs compress_at_step, the update after which to compress")
         return None
+    check_type("compress_at_step", step, Integral, "a whole number")
+    for name in ("compress_scale", "compression_rate"):
+        check_type(name, given[name], (Real, type(None)), "a number")
+    if codec is not None:
+        check_codec(codec)
     if len(named) > 1:
         raise ValueError(f"{named[0]} and {named[1]} name two codecs: pass one of them")
     if rate is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +16,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..noise import initial_noise
+from ..prompts import warn_of_foreign_words
 from .denoisers import Denoiser, SD3Denoiser
-from .state import DenoiseState, read_history, write_history
-from .trajectory import Cost, Trajectory, Tree
+from .solvers import (
+    begin_at,
+    check_scheduler,
+    evaluations,
+    history_of_rows,
+    read_history,
+    timesteps_of,
+    write_history,
+)
+from .state import DenoiseState
+from .trajectory import Cost, Trajectory, Tree, check_type
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -32,6 +45,9 @@ class Front:
     members: tuple[tuple[int, ...], ...]  # trajectories of each row
     nfe: int  # denoiser evaluations of this step
 
+    def __repr__(self) -> str:
+        return f"Front(after {self.updates} updates, {len(self.latents)} rows, {self.nfe} NFE)"
+
 
 def walk(
     tree: Tree, denoiser: Denoiser, scheduler: Any, latents: Tensor, noise_from_seeds: bool = False
@@ -42,28 +58,29 @@ def walk(
 
     Args:
         latents: (roots, channels, height, width) at noise level `sigmas[tree.start]`, one row per root of the tree.
+        tree: grown with the `evaluations` of the scheduler.
         scheduler: a diffusers scheduler with its timesteps set. Its solver history belongs to the rows: where a row
             forks, so does its history.
         noise_from_seeds: whether the latents began as `initial_noise` of the trajectories' seeds, so that a codec may
             rely on the receiver knowing it.
     """
-    scheduler.set_begin_index(tree.start)
+    begin_at(scheduler, tree.start)
     for updates, level in enumerate(tree.levels, start=tree.start + 1):
         parents = torch.tensor([edge.parent for edge in level])
         if len(level) != len(latents) or not torch.equal(parents, torch.arange(len(latents))):
             latents = latents[parents]
-            write_history(scheduler, {name: rows[parents] for name, rows in read_history(scheduler).items()})
+            write_history(scheduler, history_of_rows(read_history(scheduler), parents))
         if any(edge.codec for edge in level):
             from ..codecs import quantise
 
             seeds = [tree.seed_of(edge) for edge in level] if noise_from_seeds else None
             latents = quantise(latents, [edge.codec for edge in level], seeds)
-        timestep = scheduler.timesteps[updates - 1]
-        output = denoiser(latents, timestep, [edge.conditioning for edge in level])
-        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
-        front = Front(
-            updates, timestep, latents, tuple(e.members for e in level), sum(e.conditioning.nfe for e in level)
-        )
+        timesteps = timesteps_of(scheduler, updates - 1)
+        for timestep in timesteps:
+            output = denoiser(latents, timestep, [edge.conditioning for edge in level])
+            latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        nfe = len(timesteps) * sum(edge.conditioning.nfe for edge in level)
+        front = Front(updates, timesteps[0], latents, tuple(edge.members for edge in level), nfe)
         yield front
         latents = front.latents
 
@@ -82,10 +99,12 @@ def prepared_scheduler(
     evenly spaced u in 0..1, so that more of the steps are spent on strong noise where it is large.
 
     Raises:
-        ValueError: if the scheduler has no fixed shift to replace.
+        ValueError: if a tree cannot be walked with the scheduler, or it has no fixed shift to replace, or it takes no
+            `sigmas` or `mu`, or another number of them.
     """
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift, retrieve_timesteps
 
+    check_scheduler(pipeline.scheduler)
     scheduler = copy.deepcopy(pipeline.scheduler) if shift is None else _shifted(pipeline.scheduler, shift)
     config = scheduler.config
     if mu is None and config.get("use_dynamic_shifting"):
@@ -97,19 +116,22 @@ def prepared_scheduler(
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.16),
         )
-    retrieve_timesteps(
-        scheduler,
-        num_inference_steps,
-        pipeline._execution_device,
-        sigmas=sigmas,
-        **({} if mu is None else {"mu": mu}),
-    )
+    options = {} if mu is None else {"mu": mu}
+    if unknown := options.keys() - inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(f"{type(scheduler).__name__} takes no {unknown.pop()}; leave it out")
+    retrieve_timesteps(scheduler, num_inference_steps, pipeline._execution_device, sigmas=sigmas, **options)
+    if (updates := len(evaluations(scheduler))) != num_inference_steps:
+        raise ValueError(
+            f"{type(scheduler).__name__} makes {updates} updates of num_inference_steps={num_inference_steps}; "
+            f"as many are needed"
+        )
     return scheduler
 
 
 def _shifted(scheduler: Any, shift: float) -> Any:
-    if shift <= 0:
-        raise ValueError(f"shift must be above 0, got {shift}")
+    check_type("shift", shift, Real, "a number")
+    if not (math.isfinite(shift) and shift > 0):
+        raise ValueError(f"shift must be finite and above 0, got {shift}")
     name = next((name for name in ("shift", "flow_shift") if name in scheduler.config), None)
     if name is None or scheduler.config.get("use_dynamic_shifting"):
         raise ValueError(f"shift = {shift}: {type(scheduler).__name__} has no fixed shift to replace; leave it out")
@@ -140,6 +162,9 @@ class Kept:
     rows: list[int]
     history: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        return f"Kept({len(self.rows)} trajectories in {len(self.latents)} rows of {tuple(self.latents.shape[1:])})"
+
 
 @dataclass
 class Samples:
@@ -151,6 +176,9 @@ class Samples:
     cost: Cost
     kept: dict[int, Kept] = field(default_factory=dict)  # by number of updates; the last holds the final latents
     decode_batch_size: int = 16
+
+    def __repr__(self) -> str:
+        return f"Samples({len(self.trajectories)} trajectories, kept after {sorted(self.kept)} updates, {self.cost})"
 
     def latents(self, updates: int | None = None) -> Tensor:
         """Latents (trajectories, channels, height, width) after `updates` updates; the final ones by default."""
@@ -178,7 +206,7 @@ class Samples:
         """Everything needed to go on with trajectory `index` elsewhere after `updates` updates."""
         kept = self._kept(updates)
         row = kept.rows[index]
-        history = {name: rows[row : row + 1] for name, rows in kept.history.items()}
+        history = history_of_rows(kept.history, [row])
         return DenoiseState.capture(
             self.pipeline, self.scheduler, kept.latents[row : row + 1], updates, self.trajectories[index], history
         )
@@ -217,11 +245,17 @@ def sample(
         resume: a state to go on from; every trajectory then starts at its step and has its seed.
         progress: whether to show a bar, or a bar to advance by the evaluations made.
 
+    Warns:
+        UserWarning: once, naming the words of the prompts that a model with a small closed vocabulary does not know.
+
     Raises:
-        ValueError: before any denoising, if trajectories, sizes or `keep` do not fit the schedule or the state.
+        TypeError: if an argument is of another type.
+        ValueError: before any denoising, if trajectories, sizes or `keep` do not fit the schedule or the state, or if
+            the pipeline's scheduler is none that a tree can be walked with.
     """
+    _check_types(pipeline, keep, resume, progress, num_inference_steps=num_inference_steps, batch_size=batch_size)
     tree = Tree(trajectories)
-    steps = num_inference_steps or tree.stop
+    steps = tree.stop if num_inference_steps is None else num_inference_steps
     if tree.stop > steps:
         raise ValueError(f"trajectories run to step {tree.stop}, beyond num_inference_steps={steps}")
     outside = [n for n in keep if not tree.start <= n <= tree.stop]
@@ -230,8 +264,9 @@ def sample(
     size = _latent_size(pipeline, height, width)
     denoiser = SD3Denoiser(pipeline, batch_size, max_sequence_length)
     scheduler = prepared_scheduler(pipeline, steps, size, shift=shift)
+    tree = Tree(trajectories, evaluations(scheduler))
     if resume is not None:
-        resume.check(pipeline, scheduler, trajectories)
+        resume.check(pipeline, scheduler, trajectories, (denoiser.latent_channels, *size))
         write_history(scheduler, {name: rows.to(denoiser.device) for name, rows in resume.history.items()})
         latents = resume.latents
     elif tree.start > 0:
@@ -239,6 +274,7 @@ def sample(
     else:
         latents = torch.cat([initial_noise(seed, denoiser.latent_channels, *size) for seed in tree.seeds])
     latents = latents.to(denoiser.device, denoiser.dtype)
+    warn_of_foreign_words(pipeline.tokenizer, tree.texts, stacklevel=4)
 
     samples = Samples(pipeline, trajectories, scheduler, tree.cost, decode_batch_size=max(1, batch_size // 4))
     wanted = {*keep, tree.stop}
@@ -264,11 +300,29 @@ def rows_of(members: Sequence[Sequence[int]]) -> list[int]:
     return [row_of[index] for index in range(len(row_of))]
 
 
+def _check_types(
+    pipeline: Any, keep: Any, resume: Any, progress: Any, num_inference_steps: Any, batch_size: Any
+) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    check_type("pipeline", pipeline, StableDiffusion3Pipeline, "a StableDiffusion3Pipeline, as models.load returns")
+    if num_inference_steps is not None:
+        check_type("num_inference_steps", num_inference_steps, Integral, "a whole number")
+    check_type("batch_size", batch_size, Integral, "a whole number")
+    check_type("keep", keep, Collection, "a collection of numbers of updates")
+    for updates in keep:
+        check_type("keep", updates, Integral, "a collection of numbers of updates")
+    check_type("resume", resume, (DenoiseState, type(None)), "a DenoiseState")
+    check_type("progress", progress, (bool, tqdm), "True, False or a bar")
+
+
 def _latent_size(pipeline: StableDiffusion3Pipeline, height: int | None, width: int | None) -> tuple[int, int]:
     factor, patch = pipeline.vae_scale_factor, pipeline.patch_size
     default = pipeline.default_sample_size * factor
     sizes = []
-    for name, value in (("height", height or default), ("width", width or default)):
+    for name, value in (("height", height), ("width", width)):
+        value = default if value is None else value
+        check_type(name, value, Integral, "a whole number of pixels")
         if value <= 0 or value % (factor * patch):
             raise ValueError(f"{name} must be a positive multiple of {factor * patch} pixels, got {value}")
         sizes.append(value // factor)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,40 +15,15 @@ import torch
 from torch import Tensor
 
 from ..files import write_atomically
-from .trajectory import Trajectory
+from .solvers import check_history, noise_levels, solver_identity
+from .trajectory import Trajectory, check_type
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
-FORMAT = "hybridlib.DenoiseState/1"
+FORMAT = "hybridlib.DenoiseState/2"
 _PACKAGES = ("hybridlib", "torch", "diffusers")
-_COUNTERS = ("lower_order_nums",)  # scalar part of a multistep solver's history
-
-
-def read_history(scheduler: Any) -> dict[str, Tensor]:
-    """Solver history of a diffusers scheduler: every latents-shaped tensor it holds, one row per live row.
-
-    Euler keeps none; multistep solvers keep earlier model outputs.
-    """
-    history = {}
-    for name, value in vars(scheduler).items():
-        if isinstance(value, Tensor) and value.ndim == 4:
-            history[name] = value
-        elif isinstance(value, list):
-            history |= {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, Tensor) and v.ndim == 4}
-    return history
-
-
-def write_history(scheduler: Any, history: dict[str, Tensor]) -> None:
-    """Put (forked or loaded) solver history back into the scheduler."""
-    for key, tensor in history.items():
-        name, _, index = key.partition(".")
-        if name in _COUNTERS:
-            setattr(scheduler, name, int(tensor))
-        elif index:
-            getattr(scheduler, name)[int(index)] = tensor
-        else:
-            setattr(scheduler, name, tensor)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -61,10 +37,36 @@ class DenoiseState:
     latents: Tensor  # (1, channels, height, width) at noise level sigmas[step]
     step: int  # updates made so far
     sigmas: Tensor  # (num_inference_steps + 1,) the whole schedule
-    history: dict[str, Tensor]  # solver history, empty for Euler
+    history: dict[str, Tensor]  # what the solver remembers, empty for Euler
     past: Trajectory  # the seed and segments that led here
     model: str  # identity of the denoiser
+    solver: str  # identity of the solver
     versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        check_type("latents", self.latents, Tensor, "a tensor")
+        check_type("sigmas", self.sigmas, Tensor, "a tensor")
+        check_type("step", self.step, Integral, "a whole number of updates")
+        check_type("past", self.past, Trajectory, "a Trajectory")
+        for name in ("model", "solver"):
+            check_type(name, getattr(self, name), str, "text")
+        check_type("versions", self.versions, dict, "a dict of package versions")
+        if self.latents.ndim != 4 or len(self.latents) != 1 or not self.latents.is_floating_point():
+            raise ValueError(f"a state must hold latents of one row, got {tuple(self.latents.shape)}")
+        for name, tensor in {"latents": self.latents, "sigmas": self.sigmas, **self.history}.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"a state must hold finite tensors, but {name} has NaN or infinity")
+        if self.sigmas.ndim != 1 or not 1 <= self.step < len(self.sigmas) or self.step != self.past.stop:
+            raise ValueError(
+                f"a state must lie within its schedule, at the end of its past: it is after {self.step} updates, the "
+                f"past ends at {self.past.stop}, the schedule has sigmas of shape {tuple(self.sigmas.shape)}"
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"DenoiseState(seed {self.past.seed}, after {self.step} of {len(self.sigmas) - 1} updates, "
+            f"latents {tuple(self.latents.shape[1:])} {self.latents.dtype}, {self.solver.partition('(')[0]})"
+        )
 
     @staticmethod
     def capture(
@@ -79,24 +81,31 @@ class DenoiseState:
         segments = tuple(replace(s, stop=min(s.stop, step)) for s in trajectory.segments if s.start < step)
         if not segments:
             raise ValueError(f"a state needs at least one update after step {trajectory.start}, got step {step}")
-        counters = {
-            n: torch.tensor(min(step, scheduler.config.solver_order)) for n in _COUNTERS if hasattr(scheduler, n)
-        }
         return DenoiseState(
             latents=latents.cpu().clone(),
             step=step,
-            sigmas=scheduler.sigmas.cpu().clone(),
-            history={name: rows.cpu().clone() for name, rows in history.items()} | counters,
+            sigmas=noise_levels(scheduler),
+            history={name: rows.cpu().clone() for name, rows in history.items()},
             past=Trajectory(trajectory.seed, segments),
             model=model_identity(pipeline),
+            solver=solver_identity(scheduler),
             versions=_versions(),
         )
 
-    def check(self, pipeline: StableDiffusion3Pipeline, scheduler: Any, trajectories: Sequence[Trajectory]) -> None:
+    def check(
+        self,
+        pipeline: StableDiffusion3Pipeline,
+        scheduler: Any,
+        trajectories: Sequence[Trajectory],
+        shape: tuple[int, ...],
+    ) -> None:
         """Refuse what this state cannot go on with.
 
+        Args:
+            shape: (channels, height, width) of the latents to go on with.
+
         Raises:
-            ValueError: one sentence on the first mismatch of step, seed, version, model, schedule.
+            ValueError: one sentence on the first mismatch of step, seed, version, model, size, schedule, solver.
         """
         for trajectory in trajectories:
             if trajectory.start != self.step:
@@ -110,11 +119,17 @@ class DenoiseState:
                 raise ValueError(f"the state was made with {package} {self.versions.get(package)}, here it is {here}")
         if self.model != (here := model_identity(pipeline)):
             raise ValueError(f"the state was made by model {self.model}, this pipeline holds {here}")
-        if not torch.equal(self.sigmas, scheduler.sigmas.cpu()):
+        if tuple(self.latents.shape[1:]) != shape:
+            raise ValueError(f"the state's latents are {tuple(self.latents.shape[1:])}, this call needs {shape}")
+        levels = noise_levels(scheduler)
+        if not torch.equal(self.sigmas, levels):
             raise ValueError(
                 f"the state's noise schedule ({len(self.sigmas) - 1} steps) is not this pipeline's "
-                f"({len(scheduler.sigmas) - 1} steps)"
+                f"({len(levels) - 1} steps)"
             )
+        if self.solver != (here := solver_identity(scheduler)):
+            raise ValueError(f"the state was made by solver {self.solver}, this pipeline has {here}")
+        check_history(scheduler, self.history, (1, *shape), self.step)
 
     def to_bytes(self) -> bytes:
         """Serialise; the length is what a network would carry."""
@@ -128,6 +143,7 @@ class DenoiseState:
             "step": self.step,
             "past": self.past.as_json(),
             "model": self.model,
+            "solver": self.solver,
             "versions": self.versions,
         }
         text = json.dumps(metadata, sort_keys=True)
@@ -138,30 +154,28 @@ class DenoiseState:
         """Inverse of `to_bytes`.
 
         Raises:
-            ValueError: if the bytes are truncated, altered or of another format.
+            TypeError: if `data` are no bytes.
+            ValueError: if the bytes are truncated, altered, of another format, or say what no state says.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        check_type("data", data, bytes, "bytes")
         try:
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(f"{source} is truncated or is no safetensors file ({error})") from None
         if header.get("format") != FORMAT:
             raise ValueError(f"{source} has format {header.get('format')!r}, expected {FORMAT!r}")
+        if {"state", "sha256"} - set(header) or any(tensor.dtype not in _DTYPES for tensor in tensors.values()):
+            raise ValueError(f"{source} holds no state: its metadata or its tensors are those of another file")
         if _checksum(header["state"], tensors) != header["sha256"]:
             raise ValueError(f"{source} was altered after it was written: its checksum does not match")
-        state = json.loads(header["state"])
-        return DenoiseState(
-            latents=tensors.pop("latents"),
-            sigmas=tensors.pop("sigmas"),
-            history={name.removeprefix("history."): tensor for name, tensor in tensors.items()},
-            step=state["step"],
-            past=Trajectory.from_json(state["past"]),
-            model=state["model"],
-            versions=state["versions"],
-        )
+        try:
+            return _from_parts(json.loads(header["state"]), tensors)
+        except (ValueError, TypeError, RecursionError) as error:  # a right checksum is no proof of an honest writer
+            raise ValueError(f"{source} holds no state that can be gone on with: {error}") from None
 
     def save(self, path: Path | str) -> None:
         """Write to `path` by way of a temporary file, so that it is never half-written."""
@@ -170,7 +184,23 @@ class DenoiseState:
     @staticmethod
     def load(path: Path | str) -> DenoiseState:
         """Read what `save` wrote; raises as `from_bytes` does, naming the path."""
+        check_type("path", path, (str, Path), "a path")
         return DenoiseState.from_bytes(Path(path).read_bytes(), source=str(path))
+
+
+def _from_parts(state: Any, tensors: dict[str, Tensor]) -> DenoiseState:
+    wanted = {field.name for field in fields(DenoiseState)} - {"latents", "sigmas", "history"}
+    if not isinstance(state, dict) or set(state) != wanted:
+        raise ValueError(f"it must tell {', '.join(sorted(wanted))}, and does not")
+    named = {name for name in tensors if name in ("latents", "sigmas")}
+    if len(named) < 2 or not all(name in named or name.startswith("history.") for name in tensors):
+        raise ValueError(f"it must hold latents, sigmas and history, got {sorted(tensors)}")
+    return DenoiseState(
+        **state | {"past": Trajectory.from_json(state["past"])},
+        latents=tensors["latents"],
+        sigmas=tensors["sigmas"],
+        history={name.removeprefix("history."): tensor for name, tensor in tensors.items() if name not in named},
+    )
 
 
 def model_identity(pipeline: StableDiffusion3Pipeline) -> str:

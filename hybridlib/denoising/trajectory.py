@@ -7,14 +7,21 @@ is simply a table of them. Trajectories that begin alike share that work; `Tree`
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ..codecs import Codec
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Raise TypeError, naming the parameter, unless `value` is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {wanted}, got {reprlib.repr(value)} ({type(value).__name__})")
 
 
 class Conditioning(NamedTuple):
@@ -39,6 +46,7 @@ class Segment:
     they are what it decodes when the segment begins.
 
     Raises:
+        TypeError: if a value is of another type.
         ValueError: if not 0 <= start < stop, or if the scale is negative or not finite.
     """
 
@@ -50,6 +58,13 @@ class Segment:
     codec: Codec | None = None
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            check_type(name, getattr(self, name), str, "text")
+        for name in ("start", "stop"):
+            check_type(name, getattr(self, name), Integral, "a whole number of steps")
+        check_type("guidance_scale", self.guidance_scale, Real, "a number")
+        if self.codec is not None:
+            check_codec(self.codec)
         if not 0 <= self.start < self.stop:
             raise ValueError(f"segment needs 0 <= start < stop, got start={self.start}, stop={self.stop}")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
@@ -68,6 +83,7 @@ class Trajectory:
     """A seed and the contiguous segments that lead from its initial noise towards an image.
 
     Raises:
+        TypeError: if the seed is no whole number or the segments are no tuple of `Segment`.
         ValueError: if there is no segment, or one does not start where the one before stops.
     """
 
@@ -75,6 +91,10 @@ class Trajectory:
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
+        check_type("seed", self.seed, Integral, "a whole number")
+        check_type("segments", self.segments, tuple, "a tuple of Segment")
+        for segment in self.segments:
+            check_type("a segment", segment, Segment, "a Segment")
         if not self.segments:
             raise ValueError(f"trajectory of seed {self.seed} needs at least one segment, got none")
         for before, after in pairwise(self.segments):
@@ -96,7 +116,7 @@ class Trajectory:
 
     @property
     def nfe(self) -> int:
-        """Denoiser evaluations when this trajectory runs alone."""
+        """Denoiser evaluations when this trajectory runs alone under a solver that evaluates once an update."""
         return sum(s.conditioning.nfe * (s.stop - s.start) for s in self.segments)
 
     def moves(self) -> Iterator[tuple[Conditioning, Codec | None]]:
@@ -131,14 +151,22 @@ class Trajectory:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Trajectory:
-        """Inverse of `as_json`."""
-        segments = []
+        """Inverse of `as_json`.
+
+        Raises:
+            TypeError, ValueError: if `as_json` cannot have made these values.
+        """
+        if not isinstance(values, dict) or set(values) != {"seed", "segments"}:
+            raise ValueError(f"a trajectory must have a seed and segments, got {reprlib.repr(values)}")
+        check_type("segments", values["segments"], list, "a list")
+        required, segments = {f.name for f in fields(Segment)} - {"codec"}, []
         for entry in values["segments"]:
-            codec = entry.pop("codec", None)
-            if codec:
+            if not isinstance(entry, dict) or set(entry) - {"codec"} != required:
+                raise ValueError(f"a segment must have {', '.join(sorted(required))}, got {reprlib.repr(entry)}")
+            if "codec" in entry:
                 from ..codecs import parse
 
-                entry["codec"] = parse(codec)
+                entry = entry | {"codec": parse(entry["codec"])}
             segments.append(Segment(**entry))
         return Trajectory(values["seed"], tuple(segments))
 
@@ -180,8 +208,15 @@ class Trajectory:
         return Trajectory(seed, tuple(segments))
 
 
+def check_codec(codec: object) -> None:
+    """Raise TypeError unless this is a codec."""
+    if not isinstance(getattr(codec, "specification", None), str) or isinstance(codec, type):
+        raise TypeError(f"codec must be one of those in hybridlib.codecs, got {reprlib.repr(codec)}")
+
+
 def check_common_step(common_step: int, num_inference_steps: int) -> None:
     """Raise ValueError unless common_step is a whole number in 0..num_inference_steps."""
+    check_type("num_inference_steps", num_inference_steps, Integral, "a whole number")
     if not isinstance(common_step, Integral) or not 0 <= common_step <= num_inference_steps:
         raise ValueError(f"common_step must lie in 0..{num_inference_steps} (num_inference_steps), got {common_step!r}")
 
@@ -208,11 +243,19 @@ class Tree:
     `roots[r]` lists the trajectories that begin in row r (one row a seed), and `levels[i]` the edges of step
     `start + i`. A row of one level is an edge of the level before, so rows double as indices into latents.
 
+    Args:
+        evaluations: denoiser evaluations of a row, without guidance, in each update of the schedule; one each by
+            default, which is right for every solver that evaluates once an update.
+
     Raises:
+        TypeError: if `trajectories` is no sequence of `Trajectory`.
         ValueError: if there are no trajectories or they differ in where they start or stop.
     """
 
-    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+    def __init__(self, trajectories: Sequence[Trajectory], evaluations: Sequence[int] | None = None) -> None:
+        check_type("trajectories", trajectories, Sequence, "a list of Trajectory")
+        for trajectory in trajectories:
+            check_type("a trajectory", trajectory, Trajectory, "a Trajectory")
         spans = {(t.start, t.stop) for t in trajectories}
         if len(spans) != 1:
             found = ", ".join(f"{start}..{stop}" for start, stop in sorted(spans)) or "none"
@@ -224,10 +267,20 @@ class Tree:
         self.seeds = tuple(by_seed)
         self._seed_of = [trajectory.seed for trajectory in trajectories]
         self.roots = tuple(tuple(members) for members in by_seed.values())
-        self.levels = self._grow(trajectories)
+        paths = [list(t.moves()) for t in trajectories]
+        self.levels = self._grow(paths)
+        self.evaluations = tuple(evaluations or [1] * self.stop)[self.start : self.stop]
         self.cost = Cost(
-            tree=sum(edge.conditioning.nfe for level in self.levels for edge in level),
-            one_at_a_time=sum(t.nfe for t in trajectories),
+            tree=sum(
+                edge.conditioning.nfe * number
+                for level, number in zip(self.levels, self.evaluations, strict=True)
+                for edge in level
+            ),
+            one_at_a_time=sum(
+                conditioning.nfe * number
+                for path in paths
+                for (conditioning, _), number in zip(path, self.evaluations, strict=True)
+            ),
         )
 
     def seed_of(self, edge: Edge) -> int:
@@ -235,12 +288,17 @@ class Tree:
         return self._seed_of[edge.members[0]]
 
     @property
+    def texts(self) -> list[str]:
+        """Every prompt and negative prompt that steers a step, each once."""
+        conditionings = dict.fromkeys(edge.conditioning for level in self.levels for edge in level)
+        return list(dict.fromkeys(text for c in conditionings for text in (c.prompt, c.negative_prompt) if text))
+
+    @property
     def steps(self) -> int:
         """Denoising steps of the whole tree, guided or not."""
         return sum(len(level) for level in self.levels)
 
-    def _grow(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[Edge, ...], ...]:
-        paths = [list(t.moves()) for t in trajectories]
+    def _grow(self, paths: list[list[tuple[Conditioning, Codec | None]]]) -> tuple[tuple[Edge, ...], ...]:
         rows, levels = self.roots, []
         for step in range(self.stop - self.start):
             level = []
