@@ -301,4 +301,4 @@ class FluidScheduler:
     @property
     def _architecture(self) -> dict[str, Any]:
         deadline = self.deadline_s if self.has_deadline else None
-        return {"algorithm": VERSION, "width": self.width, "sharpness": self.start.sharpness, "deadline_s": deadline}
+        return {"algorithm": VERSION, "width": self.width, "deadline_s": deadline, "sharpness": self.start.sharpness}
