@@ -188,21 +188,21 @@ def test_the_deadline_trades_the_mean_for_the_tail():
     assert not traded(control, mean)
 
 
-@pytest.mark.parametrize("deadline_s", front.DEADLINES_S)
-def test_shipped_schedulers_serve_horizons_they_were_not_fitted_to(deadline_s):
+def test_shipped_schedulers_serve_horizons_they_were_not_fitted_to():
     """On arrivals that nothing was fitted or chosen on. The control is random choice, which must fail."""
     slots = 240
     model = Model.draw(MecConfig(slots=slots + 1))
     arrivals = Arrivals.draw(model.config, [0, 1], seed=31)
     rule, oracle = (simulate(model, policy, arrivals).mean_s for policy in (capacity_weighted, greedy_oracle))
-    scheduler = front.shipped_fluid(deadline_s)
-    assert max(scheduler.fit_settings["horizons"]) < slots
 
     def holds(policy):
         mean = simulate(model, policy, arrivals).mean_s
         return bool((mean < rule).all() and (mean < oracle).all())
 
-    assert holds(scheduler.policy())
+    for deadline_s in front.DEADLINES_S:
+        scheduler = front.shipped_fluid(deadline_s)
+        assert max(scheduler.fit_settings["horizons"]) < slots
+        assert holds(scheduler.policy())
     assert not holds(uniform_random)
 
 
@@ -226,11 +226,14 @@ def test_saved_and_loaded_and_refused(tmp_path):
     for deadline_s in (math.inf, 2.0):
         first = FluidScheduler(model, seed=1, deadline_s=deadline_s)
         first.fit(2, batch=1, horizons=(3, 7))
+        again = FluidScheduler(model, seed=1, deadline_s=deadline_s)
+        again.fit(2, batch=1, horizons=(3, 7))
         first.save(path)
         second = FluidScheduler(model, seed=2, deadline_s=deadline_s)
         second.load(path)
         for name, value in first.parameters.items():
             assert torch.equal(value, second.parameters[name])
+            assert torch.equal(value, again.parameters[name])
     with safe_open(path, "pt") as file:
         told = {name: json.loads(text) for name, text in file.metadata().items()}
     assert told["system"]["capacity_gcycles_s"] == model.capacity.tolist()

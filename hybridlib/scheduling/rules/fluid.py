@@ -64,12 +64,7 @@ class FluidScheduler:
     """
 
     def __init__(
-        self,
-        model: Model,
-        width: int = 8,
-        sharpness: float | None = None,
-        deadline_s: float = math.inf,
-        seed: int = 0,
+        self, model: Model, width: int = 8, sharpness: float | None = None, deadline_s: float = math.inf, seed: int = 0
     ) -> None:
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
