@@ -25,7 +25,7 @@ from ..learners.dqn import DqnTs
 from ..learners.lad import LadTs
 from ..learners.sac import SacTs
 from ..learners.training import Curve, Learner, common_arrivals, published_arrivals, train
-from ..rules.fluid import FluidScheduler
+from ..rules.fluid import VERSION, FluidScheduler
 from ..rules.heuristics import YARDSTICKS, scaled_size_split
 from ..system.arrivals import Arrivals
 from ..system.bounds import lower_bound
@@ -163,13 +163,13 @@ class Study:
     def ours(self, config: MecConfig, iterations: int | None = None) -> FluidScheduler:
         """Our scheduler fitted to a system."""
         iterations = self.parameters.fluid_iterations if iterations is None else iterations
-        key = digest("fluid", dataclasses.asdict(config), iterations)
+        key = digest(VERSION, dataclasses.asdict(config), iterations)
         return fitted(Model.draw(config), self.folder / "fluid" / f"{key}.safetensors", iterations)
 
     def curves(self) -> pd.DataFrame:
         """Delay of every episode and seed while training, and of `LINES`, ours and the bound on the same arrivals."""
         parts = [self._piece(self.training(m), partial(self._curve, m)) for m in self.parameters.methods]
-        parts.append(self._piece(["lines", dataclasses.asdict(self.training("LAD-TS"))], self._lines))
+        parts.append(self._piece(["lines", VERSION, dataclasses.asdict(self.training("LAD-TS"))], self._lines))
         return self._written("curves", pd.concat(parts))
 
     def leaderboard(self) -> pd.DataFrame:
@@ -253,7 +253,7 @@ class Study:
             rows += [{"policy": BOUND, "seed": 0, "episode": e, "mean_s": bound[e]} for e in range(episodes)]
             return pd.DataFrame(rows).assign(trained=0)
 
-        key = ["rules", dataclasses.asdict(config), list(names), episodes, iterations]
+        key = ["rules", VERSION, dataclasses.asdict(config), list(names), episodes, iterations]
         return self._piece(key, compute)
 
     def _learned(self, training: Training, long: bool = False) -> pd.DataFrame:
