@@ -4,6 +4,7 @@ from .charts import cost_bars, interval_lines
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
 from .quality import (
+    change_panels,
     fit_parameters,
     fitted_curves,
     public_candidates,
@@ -17,6 +18,7 @@ from .style import use_house_style
 
 __all__ = [
     "bytes_needed",
+    "change_panels",
     "cost_bars",
     "delay_spread",
     "effects",
