@@ -122,8 +122,12 @@ def fitted_curves(
                 ax.fill_between(
                     points["common_step"], points["low"], points["high"], color=colour, alpha=0.13, linewidth=0
                 )
-            s = np.linspace(0, points["common_step"].max(), 200)
-            ax.plot(s, sigmoid(s, *fit[["L", "k", "x0", "C"]].to_numpy(float)[0]), color=colour, linewidth=1.4)
+            s, parameters = (
+                np.linspace(0, points["common_step"].max(), 200),
+                fit[["L", "k", "x0", "C"]].to_numpy(float)[0],
+            )
+            if np.isfinite(parameters).all():
+                ax.plot(s, sigmoid(s, *parameters), color=colour, linewidth=1.4)
         ax.set(xlabel="common step", title=panel_names[variant])
     axes[0][0].set_ylabel(ylabel)
     handles, names = max((ax.get_legend_handles_labels() for ax in axes[0]), key=lambda pair: len(pair[1]))
