@@ -26,7 +26,7 @@ def test_parameter_lines_break_where_a_fit_is_not_identified(fits):
     figure = figures.fit_parameters({"x": fits[1]}, {"a": "A"})
     for ax in figure.axes:
         line = ax.containers[0].lines[0]
-        np.testing.assert_allclose(line.get_xdata(), [0.3, 0.4, 0.5, 0.6])
+        np.testing.assert_allclose(line.get_xdata().astype(float), [0.3, 0.4, 0.5, 0.6])
         assert np.isnan(line.get_ydata().astype(float)).tolist() == [False, True, False, False]
 
 
