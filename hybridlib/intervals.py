@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -127,6 +127,34 @@ def paired_changes(
     groups = list(by) or ["everything"]
     means = clustered_means(change.assign(everything=""), "change", groups, unit, rounds=rounds, seed=seed)
     return means if by else means.drop(columns="everything")
+
+
+def changes_from(
+    table: pd.DataFrame, value: str, reference: Mapping[str, object], by: Sequence[str] = (), unit: str = "personal"
+) -> pd.DataFrame:
+    """Mean change of `value` from one setting of some factors to every other, as `paired_changes` does for two.
+
+    Args:
+        reference: factor -> its level at the setting that the others are compared with.
+        by: columns within which changes are averaged, such as the common step.
+
+    Returns:
+        One row per group and setting, the reference itself with zeros: `by`, the factors, mean, low, high, images,
+        prompts.
+
+    Raises:
+        ValueError: if a column is missing, or no cell has the reference setting.
+    """
+    factors = list(reference)
+    if missing := [column for column in (value, unit, *factors, *by) if column not in table]:
+        raise ValueError(f"the table lacks the column {missing[0]!r}; it has {list(table.columns)}")
+    at_reference = table[(table[factors] == pd.Series(reference)).all(axis=1)]
+    if at_reference.empty:
+        raise ValueError(f"no cell has the reference setting {dict(reference)}")
+    cell = [column for column in DESIGN if column in table and column not in factors]
+    both = table.merge(at_reference[[*cell, value]], on=cell, suffixes=("", "_reference"), validate="many_to_one")
+    changes = both.assign(change=both[value] - both[f"{value}_reference"])
+    return clustered_means(changes, "change", [*by, *factors], unit)
 
 
 def factorial_effects(

@@ -4,6 +4,7 @@ from .charts import cost_bars, interval_lines
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
 from .quality import (
+    change_panels,
     collapse,
     fit_parameters,
     fitted_curves,
@@ -18,6 +19,7 @@ from .style import use_house_style
 
 __all__ = [
     "bytes_needed",
+    "change_panels",
     "collapse",
     "cost_bars",
     "delay_spread",

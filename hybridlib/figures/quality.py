@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -102,7 +102,10 @@ def fitted_curves(
     ylabel: str,
     title: str = "",
 ) -> Figure:
-    """Mean scores by similarity with intervals (where the table has `low` and `high`) and their fitted sigmoids."""
+    """Mean scores by similarity with intervals (where the table has `low` and `high`) and their fitted sigmoids.
+
+    Points without a curve are those whose fit is not identified.
+    """
     variants = [v for v in panel_names if v in set(curves["variant"])]
     figure, axes = plt.subplots(1, len(variants), figsize=(4.5 * len(variants) + 0.9, 3.7), sharey=True, squeeze=False)
     similarities = sorted(curves["similarity"].unique())
@@ -121,8 +124,12 @@ def fitted_curves(
                 ax.fill_between(
                     points["common_step"], points["low"], points["high"], color=colour, alpha=0.13, linewidth=0
                 )
-            s = np.linspace(0, points["common_step"].max(), 200)
-            ax.plot(s, sigmoid(s, *fit[["L", "k", "x0", "C"]].to_numpy(float)[0]), color=colour, linewidth=1.4)
+            s, parameters = (
+                np.linspace(0, points["common_step"].max(), 200),
+                fit[["L", "k", "x0", "C"]].to_numpy(float)[0],
+            )
+            if np.isfinite(parameters).all():
+                ax.plot(s, sigmoid(s, *parameters), color=colour, linewidth=1.4)
         ax.set(xlabel="common step", title=panel_names[variant])
     axes[0][0].set_ylabel(ylabel)
     handles, names = max((ax.get_legend_handles_labels() for ax in axes[0]), key=lambda pair: len(pair[1]))
@@ -131,12 +138,16 @@ def fitted_curves(
 
 
 def fit_parameters(fits: dict[str, pd.DataFrame], names: dict[str, str], title: str = "") -> Figure:
-    """The four sigmoid parameters against similarity, with standard errors, for several tables of fits."""
+    """The four sigmoid parameters against similarity, with standard errors, for several tables of fits.
+
+    A line breaks where a fit is not identified.
+    """
     figure, axes = plt.subplots(1, 4, figsize=(12.4, 3.1))
     meanings = {"L": "L, range", "C": "C, floor", "x0": "x0, inflection (steps)", "k": "k, steepness (1/step)"}
     for (source, table), style, filled in zip(fits.items(), ("-", "--", ":"), (True, False, False), strict=False):
         for colour, (variant, name) in zip(VARIANT_COLOURS, names.items(), strict=False):
-            rows = table[(table["variant"] == variant) & table["identified"]]
+            rows = table[table["variant"] == variant]
+            rows = rows.assign(**{name: rows[name].where(rows["identified"]) for name in meanings})
             for ax, parameter in zip(axes, meanings, strict=True):
                 ax.errorbar(
                     rows["similarity"],
@@ -267,4 +278,48 @@ def schedule_curves(curves: pd.DataFrame, reference: str, title: str = "") -> Fi
         ax.set(title=f"similarity {similarity:.1f}", xlabel="common step")
     axes[0][0].set_ylabel("CLIP alignment, scaled to 0..1")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8.5)
+    return finished(figure, title)
+
+
+def change_panels(
+    changes: pd.DataFrame,
+    x: str,
+    panels: str,
+    lines: str,
+    line_names: Mapping[Any, str],
+    labels: Mapping[str, str],
+    title: str = "",
+    columns: int = 4,
+) -> Figure:
+    """Changes against a reference setting: a small panel for each value of `panels`, a line with its interval each.
+
+    Args:
+        changes: a table as `intervals.changes_from` returns it.
+        line_names: value of `lines` -> its name, two at most.
+        labels: names of the columns `x`, `panels` and `mean` for readers.
+    """
+    values = sorted(changes[panels].unique())
+    rows = -(-len(values) // columns)
+    across = min(columns, len(values))
+    size = (2.45 * across + 0.6, 2.15 * rows + 0.9)
+    figure, axes = plt.subplots(rows, across, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, value in zip(axes.flat, values, strict=False):
+        ax.axhline(0, color="#9aa1a9", linewidth=1, zorder=0)
+        for colour, (line, name) in zip(reversed(VARIANT_COLOURS), line_names.items(), strict=False):
+            part = changes[(changes[panels] == value) & (changes[lines] == line)].sort_values(x)
+            ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.16, linewidth=0)
+            ax.plot(part[x], part["mean"], "o-", color=colour, markersize=3, linewidth=1.5, label=name)
+        ax.set_title(f"{labels.get(panels, panels)} {value:g}")
+    for ax in axes.flat[len(values) :]:
+        ax.set_axis_off()
+    for column in range(across):  # the lowest panel of each column, the last row may be short
+        lowest = max(i for i in range(len(values)) if i % across == column)
+        axes.flat[lowest].tick_params(labelbottom=True)
+    figure.supxlabel(labels.get(x, x), fontsize=9.5)
+    figure.supylabel(labels.get("mean", "mean change"), fontsize=9.5)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    if len(values) < rows * across:
+        axes.flat[-1].legend(handles, names, loc="center", frameon=False, fontsize=8.5)
+    else:
+        figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=8.5)
     return finished(figure, title)

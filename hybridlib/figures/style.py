@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ VARIANT_COLOURS = ("#2a7f62", "#8d5aa5")  # with SIM and NPI, without
 
 
 def use_house_style() -> None:
-    """Set seaborn and matplotlib defaults for every figure of the project."""
+    """Set defaults for every figure of the project, and let tables show their sentences whole."""
+    pd.set_option("display.max_colwidth", None)
     sns.set_theme(
         context="notebook",
         style="ticks",

@@ -42,7 +42,9 @@ def synthetic(shift=0.0, slope=0.3, noise=0.01, spread=0.02, prompts=22, seed=0)
     floor = (0.02 + slope * m)[..., None]
     quality = sigmoid(STEPS, 0.33 - floor, 0.3, 13.0 + shift, floor)
     level = np.random.default_rng(7).normal(0, spread, prompts)[None, :, None]  # the same in every variant
-    return hiqm.Cube(quality + level + noise * rng.standard_normal(quality.shape), m, STEPS)
+    return hiqm.Cube(
+        quality + level + noise * rng.standard_normal(quality.shape), m, STEPS, np.full(len(STEPS), np.nan)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def shipped():
 
 
 def as_cubes(scores, similarity):
-    return [hiqm.Cube(variant.mean(axis=0), similarity, STEPS) for variant in scores]
+    return [hiqm.Cube(variant.mean(axis=0), similarity, STEPS, np.full(len(STEPS), np.nan)) for variant in scores]
 
 
 def labels_swapped(scores, rng, unit="pair"):

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hybridlib import figures, intervals
+from hybridlib.fits import sigmoid
+from hybridlib.hybrid import hiqm
+
+STEPS = np.arange(28)
+
+
+@pytest.fixture
+def fits():
+    """Of four bins, the second a straight line, whose sigmoid is not identified."""
+    curves = [
+        pd.DataFrame({"variant": "a", "similarity": m, "common_step": STEPS, "score": score})
+        for m in (0.3, 0.4, 0.5, 0.6)
+        for score in [1 - 0.01 * STEPS if m == 0.4 else sigmoid(STEPS, 0.3 - 0.1 * m, 0.3, 12.0, m)]
+    ]
+    return pd.concat(curves), hiqm.fit_curves(pd.concat(curves))
+
+
+def test_parameter_lines_break_where_a_fit_is_not_identified(fits):
+    figure = figures.fit_parameters({"x": fits[1]}, {"a": "A"})
+    for ax in figure.axes:
+        line = ax.containers[0].lines[0]
+        np.testing.assert_allclose(line.get_xdata().astype(float), [0.3, 0.4, 0.5, 0.6])
+        assert np.isnan(line.get_ydata().astype(float)).tolist() == [False, True, False, False]
+
+
+def test_points_without_an_identified_fit_stand_without_a_curve(fits):
+    ax = figures.fitted_curves(*fits, {"a": "A"}, "score").axes[0]
+    assert [len(line.get_xdata()) for line in ax.lines] == [28, 200, 28, 28, 200, 28, 200]  # points, curve, points, ...
+
+
+def sweep():
+    rng = np.random.default_rng(0)
+    rows = [(s, g, p, npi) for s in (3, 9, 21) for g in (1.0, 7.0) for p in range(5) for npi in (False, True)]
+    table = pd.DataFrame(rows, columns=["common_step", "public_scale", "personal", "npi"])
+    return table.assign(seed=1, clip=rng.random(len(table)))
+
+
+def test_changes_from_a_setting_are_the_paired_ones():
+    table = sweep()
+    changes = intervals.changes_from(table, "clip", {"public_scale": 7.0, "npi": False}, by=["common_step"])
+    assert len(changes) == 3 * 4
+    keyed = changes.set_index(["npi", "public_scale", "common_step"]).sort_index()
+    assert (keyed.loc[(False, 7.0), ["mean", "low", "high"]] == 0).all(axis=None)
+    one = intervals.paired_changes(table[~table["npi"]], "clip", "public_scale", 7.0, 1.0, by=["common_step"])
+    ours = keyed.loc[(False, 1.0)].reset_index()
+    pd.testing.assert_frame_equal(ours, one, check_dtype=False)  # intervals too: the same redraws
+    both = table.pivot(index=["common_step", "personal"], columns=["public_scale", "npi"], values="clip")
+    expected = (both[1.0, True] - both[7.0, False]).groupby("common_step").mean()
+    np.testing.assert_allclose(keyed.loc[(True, 1.0), "mean"], expected)
+    with pytest.raises(ValueError, match=r"no cell has the reference setting \{'public_scale': 2.0\}"):
+        intervals.changes_from(table, "clip", {"public_scale": 2.0})
+    with pytest.raises(ValueError, match="lacks the column 'score'"):
+        intervals.changes_from(table, "score", {"public_scale": 7.0})
+
+
+def test_change_panels_draw_every_setting_once():
+    changes = intervals.changes_from(sweep(), "clip", {"public_scale": 7.0, "npi": False}, by=["common_step"])
+    names = {False: "without", True: "with"}
+    figure = figures.change_panels(changes, "public_scale", "common_step", "npi", names, {"common_step": "step"})
+    assert [ax.get_title() for ax in figure.axes] == ["step 3", "step 9", "step 21"]
+    for ax, step in zip(figure.axes, (3, 9, 21), strict=True):
+        for line, npi in zip(ax.lines[1:], names, strict=True):
+            part = changes[(changes["common_step"] == step) & (changes["npi"] == npi)]
+            np.testing.assert_allclose(line.get_ydata(), part["mean"])
+
+
+def test_tables_show_long_sentences_whole():
+    sentence = "a claim whose sentence is longer than the fifty characters at which pandas would cut it"
+    with pd.option_context("display.max_colwidth", 50):
+        assert sentence not in pd.DataFrame({"claim": [sentence]})._repr_html_()
+        figures.use_house_style()
+        assert sentence in pd.DataFrame({"claim": [sentence]})._repr_html_()
