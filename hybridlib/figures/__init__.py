@@ -14,7 +14,7 @@ from .quality import (
     similarity_histogram,
     similarity_matrix,
 )
-from .scheduling import delay_spread, effects, learning_curves, over_load, script_curve, split_map, sweeps
+from .scheduling import delay_spread, effects, learning_curves, over_load, prices, script_curve, split_map, sweeps
 from .style import use_house_style
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "learning_curves",
     "over_load",
     "parabola_fits",
+    "prices",
     "public_candidates",
     "quality_contours",
     "quality_lines",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .style import INK, finished
+from .style import INK, finished, label_ends, plain_logs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,24 +67,37 @@ def learning_curves(
     for ax, (panel, table) in zip(axes[0], bands.items(), strict=True):
         for method, part in table.groupby("method", sort=False):
             ax.plot(part["episode"], part["mean"], **_style(str(method)))
-            ax.fill_between(
-                part["episode"], part["low"], part["high"], color=COLOURS[str(method)], alpha=0.18, linewidth=0
-            )
+            if (part["low"] > 0).all():  # two seeds know their mean to a factor of several: no band
+                ax.fill_between(
+                    part["episode"], part["low"], part["high"], color=COLOURS[str(method)], alpha=0.18, linewidth=0
+                )
         for name, value in lines[panel].items():
             ax.axhline(value, **_style(name), zorder=0)
+        shown = [*table["mean"], *lines[panel].values()]
+        if published is not None and ax is axes[0][-1]:
+            shown += _published_points(ax, published)
+        last = float(table["episode"].max())
         ax.set(xscale="log", yscale="log", xlabel="episode", title=panel)
-        _plain(ax)
-        ends = {str(m): (part["mean"].iloc[-1], COLOURS[str(m)]) for m, part in table.groupby("method", sort=False)}
-        _label_right(ax, ends | {n: (v, _style(n)["color"]) for n, v in lines[panel].items()})
-    if published is not None:
-        for method, part in published.groupby("method"):
-            colour = COLOURS.get(str(method).replace("D2SAC-TS", "D2SAC-B"))
-            if colour:
-                axes[0][-1].plot(part["episode"], part["delay_s"], "o", color=colour, fillstyle="none", markersize=4.5)
-        axes[0][-1].plot([], [], "o", color=GREY, fillstyle="none", markersize=4.5, label="published figure")
-        axes[0][-1].legend(frameon=False, fontsize=8.5, loc="upper right")
+        ax.set(xlim=(1, max(last, 2)), ylim=(min(shown) / 1.1, max(shown) * 1.1))
+        plain_logs(ax)
+        ends = {_short(str(m)): (last, part["mean"].iloc[-1], COLOURS[str(m)]) for m, part in table.groupby("method")}
+        ends |= {_short(n): (max(last, 2), v, _style(n)["color"]) for n, v in lines[panel].items()}
+        label_ends(ax, ends)
     axes[0][0].set_ylabel("mean delay (s), trailing 20 episodes")
     return finished(figure, title)
+
+
+def _published_points(ax: Axes, published: pd.DataFrame) -> list[float]:
+    """Hollow circles of the published figure; returns their delays."""
+    drawn = []
+    for method, part in published.groupby("method"):
+        colour = COLOURS.get(str(method).replace("D2SAC-TS", "D2SAC-B"))
+        if colour:
+            ax.plot(part["episode"], part["delay_s"], "o", color=colour, fillstyle="none", markersize=4.5)
+            drawn += part["delay_s"].tolist()
+    ax.plot([], [], "o", color=GREY, fillstyle="none", markersize=4.5, label="published figure")
+    ax.legend(frameon=False, fontsize=8.5, loc="upper right")
+    return drawn
 
 
 def script_curve(table: pd.DataFrame, title: str = "") -> Figure:
@@ -120,12 +133,13 @@ def over_load(panels: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
             ax.plot(seen.index, seen, **(_style(str(policy)) | marker))
         ax.set(yscale="log", xlabel="load (offered work over capacity)", title=panel)
         ax.axvline(1.0, color="#e3e6e9", linewidth=1, zorder=0)
-        _plain(ax)
-        last = {
-            str(p): (ratio[p].dropna().iloc[-1], _style(str(p))["color"] if p not in others else "#aab0b7")
-            for p in ratio
-        }
-        _label_right(ax, last, gap=0.04)
+        plain_logs(ax)
+        ends = {}
+        for policy in ratio:
+            seen = ratio[policy].dropna()
+            colour = _style(str(policy))["color"] if policy not in others else "#aab0b7"
+            ends[_short(str(policy))] = (float(seen.index[-1]), float(seen.iloc[-1]), colour)
+        label_ends(ax, ends, gap=0.04)
     axes[0][0].set_ylabel("mean delay / proven lower bound")
     return finished(figure, title)
 
@@ -146,9 +160,41 @@ def delay_spread(ranking: pd.DataFrame, title: str = "") -> Figure:
     ax.set(
         xscale="log", xlabel="delay (s)", yticks=range(len(table)), yticklabels=[_short(str(n)) for n in table.index]
     )
-    _plain(ax, "x")
+    plain_logs(ax, "x")
     ax.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
+    return finished(figure, title)
+
+
+def prices(table: pd.DataFrame, title: str = "") -> Figure:
+    """What each policy's mean costs: its delays beside those of Opt-TS on the same tasks, with the change in per cent.
+
+    Args:
+        table: as `price.prices` returns it; rows in per cent of tasks are written under the axis.
+    """
+    seconds, shares = table.dropna(subset=["opt_ts"]), table[table["opt_ts"].isna() & table["value"].notna()]
+    policies = list(dict.fromkeys(table["policy"]))
+    figure, axes = plt.subplots(1, len(policies), figsize=(2.2 + 4.4 * len(policies), 3.8), sharey=True, squeeze=False)
+    for ax, policy in zip(axes[0], policies, strict=True):
+        rows = seconds[seconds["policy"] == policy].reset_index(drop=True)
+        colour = COLOURS.get(policy, COLOURS["fluid split (ours)"])
+        for at, row in rows.iterrows():
+            ax.plot([row["opt_ts"], row["value"]], [at, at], color=colour, linewidth=1.2, alpha=0.35, zorder=1)
+            ax.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=3, zorder=2)
+            ax.annotate(
+                f"{row['change_pct']:+.0f} %", (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=8.5
+            )
+        ax.plot(rows["value"], rows.index, "o", color=colour, markersize=5.5, label=_short(policy), zorder=3)
+        ax.plot(rows["opt_ts"], rows.index, "|", color=INK, markersize=11, markeredgewidth=1.6, label="Opt-TS")
+        ax.set(xscale="log", yticks=rows.index, yticklabels=rows["statistic"])
+        share = "".join(
+            f"\n{row['value']:.0f} % of {str(row['statistic']).removesuffix(' (%)')}"
+            for _, row in shares[shares["policy"] == policy].iterrows()
+        )
+        ax.set_xlabel(f"delay (s); right: change against Opt-TS{share}")
+        plain_logs(ax, "x")
+        ax.legend(frameon=False, fontsize=8.5, loc="lower left")
+    axes[0][0].invert_yaxis()
     return finished(figure, title)
 
 
@@ -172,7 +218,7 @@ def sweeps(table: pd.DataFrame, axes_names: Mapping[str, str], title: str = "") 
         seeds = part[part["policy"] == "LAD-TS"].groupby(["value", "seed"])["mean_s"].mean().unstack()
         ax.vlines(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=COLOURS["LAD-TS"], linewidth=3, alpha=0.4)
         ax.set(yscale="log", xlabel=axes_names[key], xticks=means.index)
-        _plain(ax)
+        plain_logs(ax)
     axes[0][0].set_ylabel("mean delay (s)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=8.5)
@@ -232,48 +278,3 @@ def effects(table: pd.DataFrame, label: str, value: str, xlabel: str, title: str
 
 def _short(name: str) -> str:
     return SHORT.get(name, name)
-
-
-def _plain(ax: Axes, axis: str = "both") -> None:
-    """Plain numbers on logarithmic axes, at 1, 2 and 5 of each decade."""
-    from matplotlib.ticker import LogLocator
-
-    for which, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
-        if scale == "log":
-            which.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            which.set_major_formatter(lambda value, _: f"{value:g}")
-            which.set_minor_formatter(lambda value, _: "")
-
-
-def _label_right(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.052) -> None:
-    """Names at the right edge beside the ends of lines, moved apart where they would overlap."""
-    low, high = np.log(ax.get_ylim())
-    names = sorted(ends, key=lambda n: ends[n][0])
-    wanted = [(float(np.log(ends[n][0])) - low) / (high - low) for n in names]
-    places = _apart(wanted, gap)
-    for name, place in zip(names, places, strict=True):
-        ax.annotate(
-            _short(name),
-            (1.0, place),
-            xycoords="axes fraction",
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=ends[name][1],
-            fontweight="bold" if name == "fluid split (ours)" else "normal",
-        )
-
-
-def _apart(wanted: Sequence[float], gap: float) -> list[float]:
-    """Ascending places at least `gap` apart, each group centred on what its members want."""
-    groups: list[list[float]] = []
-    for place in wanted:
-        groups.append([place])
-        while len(groups) > 1:
-            upper, lower = groups[-1], groups[-2]
-            reach = (len(upper) + len(lower)) / 2 * gap
-            if np.mean(upper) - np.mean(lower) >= reach:
-                break
-            groups[-2:] = [lower + upper]
-    return [float(np.mean(g)) + (i - (len(g) - 1) / 2) * gap for g in groups for i in range(len(g))]

@@ -173,6 +173,41 @@ def test_bad_input_is_refused_before_computing():
         SMALL.at_load(0)
 
 
+def test_a_wrong_type_is_one_sentence():
+    model, arrivals = Model.draw(SMALL), Arrivals.draw(SMALL, [0])
+    of_model, of_config = (
+        "model must be a Model, as Model.draw.config. returns it, got",
+        "config must be a MecConfig, got",
+    )
+    with pytest.raises(TypeError, match=f"{of_model} MecConfig"):
+        Environment(SMALL, arrivals)
+    with pytest.raises(TypeError, match=f"{of_model} str"):
+        simulate("published", None, arrivals)
+    with pytest.raises(TypeError, match="arrivals must be Arrivals, .* got ndarray"):
+        Environment(model, arrivals.size)
+    with pytest.raises(TypeError, match=f"{of_config} Model"):
+        Arrivals.draw(model, [0])
+    with pytest.raises(TypeError, match=f"{of_config} Model"):
+        Arrivals.published(model, 1)
+    with pytest.raises(TypeError, match=f"{of_config} int"):
+        Model.draw(20)
+    with pytest.raises(TypeError, match=f"{of_config} NoneType"):
+        Model(None, model.capacity, model.rate, model.work, model.result)
+
+
+def test_representations_are_short():
+    model, arrivals = Model.draw(SMALL), Arrivals.draw(SMALL, range(3))
+    assert repr(MecConfig()) == "MecConfig()"
+    assert eval(repr(SMALL)) == SMALL
+    assert repr(model).startswith("Model(3 servers, 4 task types, 6 slots, load ")
+    assert repr(arrivals) == f"Arrivals(3 episodes, 6 slots, 3 stations, {arrivals.count.sum()} tasks)"
+    environment = Environment(model, arrivals)
+    assert repr(environment).endswith(", 3 episodes, slot 0 of 5)")
+    result = simulate(model, lambda view, _: np.zeros(view.size.shape, int), arrivals)
+    assert repr(result).startswith(f"Result(3 episodes, {arrivals.tasks.sum()} tasks, mean_s ")
+    assert max(len(repr(thing)) for thing in (model, arrivals, environment, result, environment.view())) < 200
+
+
 def test_bad_actions_are_refused():
     environment = Environment(Model.draw(SMALL), Arrivals.draw(SMALL, [0]))
     for bad, message in ((3, r"actions must lie in 0..2, got 3"), (-1, r"actions must lie in 0..2, got -1")):

@@ -163,6 +163,19 @@ def test_bound_below_every_rule_at_published_size(load):
             assert (mean_delay(rule.policy, model, arrivals) >= bound).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rolling_horizon_leaves_no_gap(seed):
+    """Results of 1e5 Mbit over 1 Mbit/s: a relative gap of 1e-4, the solver's default, would be worth 10 s a task."""
+    config = MecConfig(2, 2, 4, capacity_gcycles_s=(1, 2), capacity_seed=seed, task_seed=seed)
+    drawn = Model.draw(config)
+    model = Model(config, drawn.capacity, np.ones(2), drawn.work, np.full(2, 1e5))
+    arrivals = Arrivals.draw(config, [0], seed)
+    plan = rolling_horizon(model, arrivals, horizon=3)
+    assert plan.optimal
+    # The solver accepts 1e-6 of what is then 1e6 s in all.
+    assert plan.mean_s == pytest.approx(brute_force(model, arrivals), abs=1e-3)
+
+
 def test_bad_input_is_refused():
     config = MecConfig(2, 2, 3)
     model, arrivals = Model.draw(config), Arrivals.draw(config, [0])

@@ -5,6 +5,7 @@ from collections import deque
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from reference import lad_script
 
@@ -378,9 +379,16 @@ def test_checkpoints_of_another_architecture_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             training.load(learner, path)
         assert torch.equal(before, learner.actor.flat)
-    path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-        training.load(quick(LadTs), path)
+    damaged = [
+        (b"nonsense", "cannot be read as a checkpoint"),
+        (safetensors.torch.save({"actor": torch.zeros(1)}), "is no checkpoint: it does not say of which learner"),
+    ]
+    told = {"architecture": quick(LadTs).architecture, "seconds": "1"}
+    damaged.append((safetensors.torch.save({"actor": torch.zeros(1)}, told), "is a damaged checkpoint: it lacks actor"))
+    for content, message in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            training.load(quick(LadTs), path)
 
 
 def test_evaluation_changes_nothing_but_the_memory():
@@ -420,13 +428,29 @@ def test_every_learner_finds_the_fast_server(learner, slots, episodes, rate):
 @pytest.mark.parametrize(
     ("settings", "values", "message"),
     [
-        (SacSettings, {"hidden": 0}, "hidden must be at least 1, got 0"),
-        (SacSettings, {"gamma": 1.0}, r"gamma must lie in \[0, 1\), got 1.0"),
+        (SacSettings, {"hidden": 0}, "hidden must be a whole number at least 1, got 0"),
+        (SacSettings, {"hidden": 20.5}, "hidden must be a whole number at least 1, got 20.5"),
+        (SacSettings, {"replay_size": "1000"}, "replay_size must be a whole number at least 1, got '1000'"),
+        (SacSettings, {"batch_size": True}, "batch_size must be a whole number at least 1, got True"),
+        (SacSettings, {"gamma": 1.0}, r"gamma must be a number in \[0, 1\), got 1.0"),
+        (SacSettings, {"gamma": math.nan}, r"gamma must be a number in \[0, 1\), got nan"),
         (SacSettings, {"warmup": 10}, r"warmup must lie in 63..999 .* got 10"),
-        (LadSettings, {"denoising_steps": 0}, "denoising_steps must be at least 1, got 0"),
+        (SacSettings, {"warmup": 100.5}, "warmup must be a whole number at least 0, got 100.5"),
+        (SacSettings, {"actor_rate": -1e-4}, r"actor_rate must be a number in \(0, inf\), got -0.0001"),
+        (SacSettings, {"critic_rate": math.inf}, r"critic_rate must be a number in \(0, inf\), got inf"),
+        (SacSettings, {"temperature": 0.0}, r"temperature must be a number in \(0, inf\), got 0.0"),
+        (SacSettings, {"temperature_rate": -1.0}, r"temperature_rate must be a number in \[0, inf\), got -1.0"),
+        (SacSettings, {"target_entropy": math.nan}, r"target_entropy must be a number in \(-inf, inf\), got nan"),
+        (SacSettings, {"target_tracking": 1.5}, r"target_tracking must be a number in \[0, 1\], got 1.5"),
+        (SacSettings, {"zero_boundary_queue": 0}, "zero_boundary_queue must be True or False, got 0"),
+        (LadSettings, {"denoising_steps": 2.0}, "denoising_steps must be a whole number at least 1, got 2.0"),
+        (LadSettings, {"argmax": "no"}, "argmax must be True or False, got 'no'"),
         (LadSettings, {"output": "relu"}, "output must be softmax or tanh, got 'relu'"),
-        (D2sacBSettings, {"n_step": 0}, "n_step must be at least 1, got 0"),
-        (DqnSettings, {"epsilon": 1.5}, r"epsilon must lie in \[0, 1\], got 1.5"),
+        (D2sacBSettings, {"n_step": 0}, "n_step must be a whole number at least 1, got 0"),
+        (D2sacBSettings, {"weight_decay": -1.0}, r"weight_decay must be a number in \[0, inf\), got -1.0"),
+        (DqnSettings, {"rate": math.nan}, r"rate must be a number in \(0, inf\), got nan"),
+        (DqnSettings, {"epsilon": 1.5}, r"epsilon must be a number in \[0, 1\], got 1.5"),
+        (DqnSettings, {"copy_every": 0.5}, "copy_every must be a whole number at least 1, got 0.5"),
     ],
 )
 def test_settings_refuse(settings, values, message):
@@ -435,8 +459,16 @@ def test_settings_refuse(settings, values, message):
 
 
 def test_learner_refuses_bad_seeds_and_arrivals():
-    with pytest.raises(ValueError, match=r"seeds must be different and at least one, got \[1, 1\]"):
-        quick(SacTs, seeds=(1, 1))
+    for seeds in ((1, 1), (), 3):
+        with pytest.raises(ValueError, match="seeds must be a list of different whole numbers, at least one, got"):
+            quick(SacTs, seeds=seeds)
+    with pytest.raises(ValueError, match="seeds must be a whole number at least 0, got 0.5"):
+        quick(SacTs, seeds=(0.5,))
+    with pytest.raises(TypeError, match="model must be a Model, .* got MecConfig"):
+        SacTs(BUSY)
+    with pytest.raises(TypeError, match="settings must be SacSettings, got DqnSettings"):
+        SacTs(Model.draw(BUSY), (0,), DqnSettings())
+    assert len(repr(quick(SacTs))) < 150
     learner = quick(SacTs, seeds=(1, 2))
     with pytest.raises(ValueError, match=r"one episode a seed \(2\), got 1"):
         training.play_episode(learner, 0, Arrivals.draw(learner.model.config, [0]))

@@ -1,66 +1,73 @@
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from hybridlib.scheduling.study.statistics import bootstrap_interval, difference_interval, interquartile_mean, mean
+from hybridlib.scheduling.study.statistics import percent_above, percent_below, t_interval
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (4, 3), (7, 5), (10, 2)])
-def test_interquartile_mean_is_scipys_trimmed_mean(shape):
-    scores = np.random.default_rng(0).normal(size=shape)
-    assert interquartile_mean(scores) == pytest.approx(stats.trim_mean(scores.ravel(), 0.25), rel=1e-12)
-    assert interquartile_mean(np.stack([scores, 2 * scores])).tolist() == pytest.approx(
-        [float(interquartile_mean(scores)), 2 * float(interquartile_mean(scores))]
-    )
+def test_interval_is_scipys_own():
+    runs = np.random.default_rng(0).normal(7, 2, 5)
+    theirs = stats.ttest_1samp(runs, 0).confidence_interval(0.9)
+    ours = t_interval(runs, 0.9)
+    assert ours.estimate == pytest.approx(runs.mean())
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=1e-12)
 
 
-def test_outliers_do_not_move_it():
-    assert interquartile_mean([[1.0], [2.0], [3.0], [1e9]]) == 2.5
-
-
-@pytest.mark.parametrize("statistic", [mean, interquartile_mean])
-def test_interval_equals_the_enumerated_bootstrap(statistic):
-    """Three runs and two tasks: all 3^6 stratified resamples, each task's runs drawn on their own."""
-    scores = np.array([[1.0, 10.0], [2.0, 13.0], [4.0, 20.0]])
-    every = [
-        float(statistic(np.array([scores[list(a), 0], scores[list(b), 1]]).T))
-        for a, b in product(product(range(3), repeat=3), repeat=2)
-    ]
-    interval = bootstrap_interval(scores, statistic, confidence=0.8, resamples=40_000)
-    assert interval.estimate == pytest.approx(float(statistic(scores)))
-    # A discrete distribution: quantiles within the neighbouring values of the enumeration.
-    ordered = np.sort(every)
-    for found, quantile in ((interval.low, 0.1), (interval.high, 0.9)):
-        near = np.quantile(ordered, [quantile - 0.02, quantile + 0.02])
-        assert near[0] <= found <= near[1]
-
-
-def test_interval_covers_as_often_as_it_says():
-    """200 experiments of 12 normal runs: the percentile bootstrap of a mean covers about 91 %, not less than 85 %."""
+@pytest.mark.parametrize("runs", [5, 10])  # seeds of a training, episodes of a rule
+@pytest.mark.parametrize("kind", ["normal", "heavy tails", "ratio"])
+def test_intervals_cover_as_often_as_they_say(runs, kind):
+    """3000 experiments: standard error of the coverage 0.4 %. The bootstrap it replaces covers 83 to 90 %."""
     generator = np.random.default_rng(1)
-    intervals = [bootstrap_interval(generator.normal(size=(12, 1)), mean, resamples=300) for _ in range(200)]
-    assert np.mean([i.low <= 0 <= i.high for i in intervals]) == pytest.approx(0.91, abs=0.06)
+    inside = []
+    for _ in range(3000):
+        if kind == "ratio":  # pairs share what arrivals do to both; the true ratio is 0.8
+            shared, noise = generator.normal(0, 0.5, runs), generator.normal(0, 0.1, (2, runs))
+            low, high = percent_above(0.8 * np.exp(shared + noise[0]), np.exp(shared + noise[1]))[1:]
+            inside.append(low <= -20 <= high)
+        else:
+            draw = generator.normal if kind == "normal" else generator.laplace
+            _, low, high = t_interval(draw(size=runs))
+            inside.append(low <= 0 <= high)
+    assert 0.93 <= np.mean(inside) <= 0.97
 
 
-def test_pairs_cancel_what_they_share():
-    generator = np.random.default_rng(2)
-    shared, effect = generator.normal(size=(8, 1)), 0.1
-    interval = difference_interval(shared + effect, shared, mean)
-    assert interval.low == pytest.approx(effect)
-    assert interval.high == pytest.approx(effect)
-    assert interval.estimate == pytest.approx(effect)
+def test_a_percentile_bootstrap_would_not_cover():
+    """The control: the same experiments with five runs fall well short of 93 %."""
+    generator = np.random.default_rng(1)
+    inside = []
+    for _ in range(1000):
+        runs = generator.normal(size=5)
+        means = runs[generator.integers(0, 5, (400, 5))].mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        inside.append(low <= 0 <= high)
+    assert 0.78 < np.mean(inside) < 0.90
 
 
-def test_bad_scores_are_refused():
-    with pytest.raises(ValueError, match="scores must be finite, got nan"):
-        interquartile_mean([[1.0, np.nan]])
-    with pytest.raises(ValueError, match=r"\(runs, tasks\) with at least one of each, got \(3,\)"):
-        interquartile_mean([1.0, 2.0, 3.0])
+def test_pairs_cancel_what_they_share_and_directions_agree():
+    shared = np.random.default_rng(2).lognormal(size=8)
+    assert percent_above(1.25 * shared, shared) == pytest.approx((25, 25, 25))
+    assert percent_below(shared, 1.25 * shared) == pytest.approx((20, 20, 20))
+    noisy = shared * np.random.default_rng(3).lognormal(0, 0.1, 8)
+    estimate, low, high = percent_below(noisy, shared)
+    assert low < estimate < high
+    assert percent_above(noisy, shared) == pytest.approx((-estimate, -high, -low))
+
+
+def test_one_run_has_no_interval():
+    assert t_interval([3.0]).estimate == 3.0
+    assert np.isnan(t_interval([3.0])[1:]).all()
+
+
+def test_bad_runs_are_refused():
+    with pytest.raises(ValueError, match="runs must be finite, got nan"):
+        t_interval([1.0, np.nan])
+    with pytest.raises(ValueError, match=r"runs must be a list of at least one number, got shape \(3, 1\)"):
+        t_interval([[1.0], [2.0], [3.0]])
     with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
-        bootstrap_interval([[1.0], [2.0]], confidence=95)
-    with pytest.raises(ValueError, match="paired scores must have one shape"):
-        difference_interval([[1.0], [2.0]], [[1.0]])
+        t_interval([1.0, 2.0], confidence=95)
+    with pytest.raises(ValueError, match="paired runs must have one shape"):
+        percent_above([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="paired runs must be above 0, got 0.0"):
+        percent_above([1.0, 2.0], [1.0, 0.0])

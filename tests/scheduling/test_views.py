@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import tomllib
+
 import numpy as np
 import pytest
 
+from hybridlib.paths import ROOT
 from hybridlib.scheduling.system.arrivals import Arrivals
 from hybridlib.scheduling.system.environment import simulate
 from hybridlib.scheduling.system.model import MecConfig, Model
@@ -68,12 +73,56 @@ def test_bad_actions_are_refused():
 
     single = MecTaskEnv(Model.draw(SMALL))
     single.reset(seed=0)
-    with pytest.raises(ValueError, match=r"action must lie in 0..2, got 3"):
+    with pytest.raises(ValueError, match=r"action must be a whole number in 0..2, got 3"):
         single.step(3)
+    with pytest.raises(ValueError, match=r"action must be a whole number in 0..2, got 0.9"):
+        single.step(0.9)
     parallel = MecParallelEnv(Model.draw(SMALL))
     parallel.reset(seed=0)
     with pytest.raises(ValueError, match="actions must hold every agent, station_0 is missing"):
         parallel.step({})
+    for fresh in (MecTaskEnv(Model.draw(SMALL)), MecParallelEnv(Model.draw(SMALL))):
+        with pytest.raises(ValueError, match="no episode is running, call reset"):
+            fresh.step({})
+
+
+@pytest.mark.parametrize("name", ["MecTaskEnv", "MecParallelEnv"])
+def test_a_wrong_type_is_one_sentence_and_the_representation_short(name):
+    from hybridlib.scheduling.system import views
+
+    with pytest.raises(TypeError, match=r"model must be a Model, as Model.draw\(config\) returns it, got MecConfig"):
+        getattr(views, name)(SMALL)
+    made = getattr(views, name)(Model.draw(SMALL))
+    assert repr(made) == f"{name}({made.model!r})"
+
+
+def run_fresh(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_gymnasium_makes_it_by_name():
+    """As the entry point is called, inside the namespace that gymnasium gives it; and after an import of the views."""
+    group = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["gymnasium.envs"]
+    module, function = group["hybridlib"].split(":")
+    code = f"""
+import sys
+import {module} as plugin
+print("gymnasium" in sys.modules, "numpy" in sys.modules)
+import gymnasium
+from gymnasium.envs import registration
+registration.registry.pop("hybridlib/MecTask-v0", None)  # an installed copy has done it already
+with registration.namespace("hybridlib"):
+    plugin.{function}()
+    plugin.{function}()
+print("hybridlib.scheduling.system.views" in sys.modules)
+made = gymnasium.make("hybridlib/MecTask-v0", last_wait=True)
+print(type(made.unwrapped).__name__, made.observation_space.shape[0])
+"""
+    assert run_fresh(code) == ["False", "False", "False", "MecTaskEnv", "23"]
+    after_import = (
+        "import gymnasium, hybridlib.scheduling.system.views; print(gymnasium.make('hybridlib/MecTask-v0').spec.id)"
+    )
+    assert run_fresh(after_import) == ["hybridlib/MecTask-v0"]
 
 
 @pytest.mark.slow

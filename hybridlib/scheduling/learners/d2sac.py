@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..system.model import check_real, check_whole
 from .diffusion import DiffusionActor, mish
 from .lad import LadSettings, LadTs
 from .networks import Stack, track
@@ -50,8 +51,8 @@ class D2sacBSettings(SacSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("denoising_steps", "n_step"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_whole(name, getattr(self, name), 1)
+        check_real("weight_decay", self.weight_decay, "[0, inf)")
 
 
 class D2sacB(SacTs):

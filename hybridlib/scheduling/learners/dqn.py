@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..system.model import check_real, check_whole
 from .networks import StackedAdam, mlp, mlp_stack, track
 from .training import Learner, Settings
 
@@ -25,10 +26,9 @@ class DqnSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.epsilon <= 1:
-            raise ValueError(f"epsilon must lie in [0, 1], got {self.epsilon}")
-        if self.copy_every < 1:
-            raise ValueError(f"copy_every must be at least 1, got {self.copy_every}")
+        check_real("rate", self.rate, "(0, inf)")
+        check_real("epsilon", self.epsilon, "[0, 1]")
+        check_whole("copy_every", self.copy_every, 1)
 
 
 class DqnTs(Learner):

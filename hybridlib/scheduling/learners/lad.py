@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..system.model import check_whole
 from .diffusion import DiffusionActor
 from .networks import Stack
 from .sac import SacSettings, SacTs
@@ -51,8 +52,7 @@ class LadSettings(SacSettings):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.denoising_steps < 1:
-            raise ValueError(f"denoising_steps must be at least 1, got {self.denoising_steps}")
+        check_whole("denoising_steps", self.denoising_steps, 1)
 
 
 class LadTs(SacTs):

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..system.model import check_real
 from .networks import Stack, StackedAdam, choose, mlp, mlp_stack, track
 from .training import Learner, Settings
 
@@ -29,6 +30,14 @@ class SacSettings(Settings):
     temperature_rate: float = 3e-4
     target_entropy: float = -1.0
     target_tracking: float = 0.005
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("actor_rate", "critic_rate", "temperature"):
+            check_real(name, getattr(self, name), "(0, inf)")
+        check_real("temperature_rate", self.temperature_rate, "[0, inf)")
+        check_real("target_entropy", self.target_entropy, "(-inf, inf)")
+        check_real("target_tracking", self.target_tracking, "[0, 1]")
 
 
 class SacTs(Learner):

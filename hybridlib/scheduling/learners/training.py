@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ...files import write_atomically
 from ..system.arrivals import Arrivals, published_stream
 from ..system.environment import Environment, View
-from ..system.model import Floats, MecConfig, Model
+from ..system.model import Floats, MecConfig, Model, check_model, check_real, check_whole
 from .networks import SeededDraws
 from .replay import Replay
 
@@ -49,10 +49,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("hidden", "replay_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.gamma < 1:
-            raise ValueError(f"gamma must lie in [0, 1), got {self.gamma}")
+            check_whole(name, getattr(self, name), 1)
+        check_whole("warmup", self.warmup, 0)
+        check_real("gamma", self.gamma, "[0, 1)")
+        check_flags(self)
         if not self.batch_size - 1 <= self.warmup < self.replay_size:
             raise ValueError(
                 f"warmup must lie in {self.batch_size - 1}..{self.replay_size - 1} (batch_size - 1 to replay_size - 1)"
@@ -60,10 +60,22 @@ class Settings:
             )
 
 
+def check_flags(settings: Settings) -> None:
+    """Raises ValueError, one sentence, if a setting whose default is true or false is anything else."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{field.name} must be True or False, got {value!r}")
+
+
 class Learner:
     """The agents of all base stations and seeds: B * len(seeds) groups, each with networks and replay of its own.
 
     A subclass provides `act_on`, `learn_from` and the tensors in `state`.
+
+    Raises:
+        TypeError: if model is no Model, or settings are those of another learner.
+        ValueError: if seeds are not different whole numbers.
     """
 
     name: ClassVar[str]
@@ -76,10 +88,15 @@ class Learner:
         settings: Settings | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if not seeds or len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds must be different and at least one, got {list(seeds)}")
+        check_model(model)
+        if not isinstance(seeds, Sequence) or not seeds or len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds must be a list of different whole numbers, at least one, got {seeds!r}")
+        for seed in seeds:
+            check_whole("seeds", seed, 0)
         self.model, self.seeds, self.dtype = model, tuple(seeds), dtype
-        self.settings: Any = settings or self.settings_type()
+        self.settings: Any = self.settings_type() if settings is None else settings
+        if not isinstance(self.settings, self.settings_type):
+            raise TypeError(f"settings must be {self.settings_type.__name__}, got {type(settings).__name__}")
         self.servers, self.groups = model.config.servers, model.config.servers * len(seeds)
         self.draws: Any = SeededDraws(seeds, self.servers, dtype)
         self.updates = torch.zeros(self.groups, dtype=torch.int64)  # gradient steps each agent has made
@@ -87,6 +104,9 @@ class Learner:
         fields = {"state": width, "next_state": width, "reward": 1, "action": 1} | self.extra_fields()
         self.replay = Replay(self.groups, self.settings.replay_size, fields, dtype)
         self.greedy = False  # the published scripts sample, and so measure, while training
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r}, seeds {list(self.seeds)}, {self.groups} agents)"
 
     # What a subclass defines.
     def extra_fields(self) -> dict[str, int]:
@@ -268,14 +288,24 @@ def load(learner: Learner, path: Path) -> tuple[list[Floats], float]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint ({error})") from None
-    found, wanted = json.loads(metadata.get("architecture", "{}")), json.loads(learner.architecture)
+    try:
+        found, seconds = json.loads(metadata["architecture"]), float(metadata["seconds"])
+    except (KeyError, ValueError):
+        raise ValueError(f"{path} is no checkpoint: it does not say of which learner") from None
+    wanted = json.loads(learner.architecture)
     for key, value in wanted.items():
         if found.get(key) != value:
             differs = _first_difference(found.get(key), value)
             raise ValueError(f"{path} is a checkpoint of another architecture: its {key} {differs}")
-    for name, tensor in learner.all_tensors().items():
+    learned = learner.all_tensors()
+    for name, tensor in learned.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            raise ValueError(f"{path} is a damaged checkpoint: it lacks {name} of shape {tuple(tensor.shape)}")
+    if "delays" not in tensors:
+        raise ValueError(f"{path} is a damaged checkpoint: it lacks the delays of its episodes")
+    for name, tensor in learned.items():
         tensor.detach().copy_(tensors[name])
-    return list(tensors["delays"].numpy()), float(metadata["seconds"])
+    return list(tensors["delays"].numpy()), seconds
 
 
 def _first_difference(found: Any, wanted: Any) -> str:

@@ -8,10 +8,10 @@ from itertools import islice
 
 import numpy as np
 
-from .model import Floats, Ints, MecConfig
+from .model import Floats, Ints, MecConfig, check_config
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Arrivals:
     """What arrives in a batch of episodes.
 
@@ -42,9 +42,18 @@ class Arrivals:
         object.__setattr__(self, "count", count.astype(np.int64))
         object.__setattr__(self, "size", size)
 
+    def __repr__(self) -> str:
+        episodes, slots, stations = self.count.shape
+        return f"Arrivals({episodes} episodes, {slots} slots, {stations} stations, {self.count.sum()} tasks)"
+
     @classmethod
     def draw(cls, config: MecConfig, episodes: Sequence[int], seed: int = 0) -> Arrivals:
-        """Episodes by number: episode e of a seed is the same whatever else is drawn, and for every method."""
+        """Episodes by number: episode e of a seed is the same whatever else is drawn, and for every method.
+
+        Raises:
+            TypeError: if config is no MecConfig.
+        """
+        check_config(config)
         counts, sizes = [], []
         for episode in episodes:
             generator = np.random.default_rng((seed, episode))
@@ -75,6 +84,7 @@ class Arrivals:
 
 def published_stream(config: MecConfig, after_latents: bool = False) -> Iterator[Arrivals]:
     """The episodes of the published scripts, one at a time and without end; see `Arrivals.published`."""
+    check_config(config)
     stream = np.random.RandomState(config.task_seed)
     stream.uniform(size=config.max_tasks)
     if after_latents:

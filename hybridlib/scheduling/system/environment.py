@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arrivals import Arrivals
-from .model import Floats, Ints, Model
+from .model import Floats, Ints, Model, check_model
 
 
 class View(NamedTuple):
@@ -27,6 +27,9 @@ class View(NamedTuple):
     present: NDArray[np.bool_]  # (E, B, N)
     backlog: Floats  # Gcycles, (E, B)
     tasks_before: Ints  # tasks served in earlier slots, (E,)
+
+    def __repr__(self) -> str:
+        return f"View({self.model!r}, slot {self.slot}, {len(self.size)} episodes, {self.present.sum()} tasks)"
 
     @property
     def work(self) -> Floats:
@@ -70,9 +73,18 @@ class Environment:
     charged in full when a task is placed.
 
     Source: the public DEdgeAI repository (2025 state) and arXiv 2412.18212.
+
+    Raises:
+        TypeError: if model is no Model or arrivals no Arrivals.
+        ValueError: if the arrivals are of another size.
     """
 
     def __init__(self, model: Model, arrivals: Arrivals) -> None:
+        check_model(model)
+        if not isinstance(arrivals, Arrivals):
+            raise TypeError(
+                f"arrivals must be Arrivals, as Arrivals.draw(config, ...) returns them, got {type(arrivals).__name__}"
+            )
         expected = (model.config.slots, model.config.servers, model.config.max_tasks)
         if arrivals.size.shape[1:] != expected:
             raise ValueError(f"arrivals must have shape (E, T, B, N) = (E, *{expected}), got {arrivals.size.shape}")
@@ -80,6 +92,9 @@ class Environment:
         self.episodes, self.slots = len(arrivals.count), model.config.slots - 1
         self._present = np.arange(model.config.max_tasks) < arrivals.count[..., None]
         self.reset()
+
+    def __repr__(self) -> str:
+        return f"Environment({self.model!r}, {self.episodes} episodes, slot {self.slot} of {self.slots})"
 
     def reset(self) -> View:
         """Back to the first slot with empty queues."""
@@ -162,6 +177,10 @@ class Result(NamedTuple):
     delay_s: Floats  # (E, T-1, B, N), 0 where there is no task
     present: NDArray[np.bool_]  # same shape
     backlog: Floats  # Gcycles left at the end, (E, B)
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{m:.3f}" for m in self.mean_s[:5]) + (", ..." if len(self.delay_s) > 5 else "")
+        return f"Result({len(self.delay_s)} episodes, {self.present.sum()} tasks, mean_s {means})"
 
     @property
     def mean_s(self) -> Floats:

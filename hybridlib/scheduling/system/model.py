@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MecConfig:
     """Size and ranges of the system; the defaults are the published ones.
 
@@ -54,15 +54,19 @@ class MecConfig:
 
     def __post_init__(self) -> None:
         for name, low in (("servers", 1), ("max_tasks", 1), ("slots", 2)):
-            _whole(name, getattr(self, name), low, None)
+            check_whole(name, getattr(self, name), low)
         for name in ("capacity_seed", "rate_seed", "task_seed"):
-            _whole(name, getattr(self, name), 0, 2**32 - 1)
+            check_whole(name, getattr(self, name), 0, 2**32 - 1)
         for name in ("capacity_gcycles_s", "rate_mbit_s", "quality_steps"):
             _ordered(name, getattr(self, name), Integral, "two whole numbers")
         for name in ("density_gcycles", "result_mbit", "size_mbit"):
             _ordered(name, getattr(self, name), Real, "two finite numbers")
         if not (isinstance(self.slot_s, Real) and math.isfinite(self.slot_s) and self.slot_s > 0):
             raise ValueError(f"slot_s must be finite and above 0, got {self.slot_s!r}")
+
+    def __repr__(self) -> str:
+        differs = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        return f"MecConfig({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in differs)})"
 
     def at_load(self, load: float) -> MecConfig:
         """The same system with every workload scaled so that the offered load becomes `load`.
@@ -77,11 +81,33 @@ class MecConfig:
         return dataclasses.replace(self, density_gcycles=(low * scale, high * scale))
 
 
-def _whole(name: str, value: Any, low: int, high: int | None) -> None:
+def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raises ValueError, one sentence, unless `value` is a whole number (no bool) of at least `low`, at most `high`."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not (whole and low <= value and (high is None or value <= high)):
         allowed = f"at least {low}" if high is None else f"in {low}..{high}"
         raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
+
+
+def check_real(name: str, value: Any, allowed: str) -> None:
+    """Raises ValueError, one sentence, unless `value` is a finite number inside `allowed`, such as "[0, 1)"."""
+    low, high = (float(bound) for bound in allowed[1:-1].split(","))
+    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    excluded = [bound for bound, bracket in ((low, allowed[0]), (high, allowed[-1])) if bracket in "()"]
+    if not (real and low <= value <= high and value not in excluded):
+        raise ValueError(f"{name} must be a number in {allowed}, got {value!r}")
+
+
+def check_config(value: Any) -> None:
+    """Raises TypeError, one sentence, unless `value` is a MecConfig."""
+    if not isinstance(value, MecConfig):
+        raise TypeError(f"config must be a MecConfig, got {type(value).__name__}")
+
+
+def check_model(value: Any) -> None:
+    """Raises TypeError, one sentence, unless `value` is a Model."""
+    if not isinstance(value, Model):
+        raise TypeError(f"model must be a Model, as Model.draw(config) returns it, got {type(value).__name__}")
 
 
 def _ordered(name: str, value: Any, kind: Any, words: str) -> None:
@@ -90,7 +116,7 @@ def _ordered(name: str, value: Any, kind: Any, words: str) -> None:
         raise ValueError(f"{name} must be {words} with 0 < low <= high, got {value!r}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """The fixed draws: servers, links and task types. A task's work depends on its index n alone, everywhere.
 
@@ -101,6 +127,7 @@ class Model:
         result: Mbit of its result, shape (N,).
 
     Raises:
+        TypeError: if config is no MecConfig.
         ValueError: if a shape is wrong, or a value is not finite and above 0.
     """
 
@@ -111,6 +138,7 @@ class Model:
     result: Floats
 
     def __post_init__(self) -> None:
+        check_config(self.config)
         sizes = {"capacity": self.config.servers, "rate": self.config.servers}
         sizes |= {"work": self.config.max_tasks, "result": self.config.max_tasks}
         for name, size in sizes.items():
@@ -126,8 +154,13 @@ class Model:
     @classmethod
     def draw(cls, config: MecConfig | None = None) -> Model:
         """The published draws: each quantity restarts NumPy's legacy generator at its seed, so work and result
-        come from the same uniforms."""
-        c = config or MecConfig()
+        come from the same uniforms.
+
+        Raises:
+            TypeError: if config is no MecConfig.
+        """
+        c = MecConfig() if config is None else config
+        check_config(c)
         low, high = c.capacity_gcycles_s
         capacity = np.random.RandomState(c.capacity_seed).randint(low, high + 1, c.servers, dtype=np.int64)
         low, high = c.rate_mbit_s
@@ -137,6 +170,10 @@ class Model:
         quality = np.random.RandomState(c.task_seed).randint(low, high + 1, c.max_tasks, dtype=np.int64)
         result = np.random.RandomState(c.task_seed).uniform(*c.result_mbit, c.max_tasks)
         return cls(c, capacity.astype(np.float64), rate.astype(np.float64), density * quality, result)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"Model({c.servers} servers, {c.max_tasks} task types, {c.slots} slots, load {self.load:.3f})"
 
     @property
     def offered_gcycles(self) -> float:

@@ -21,9 +21,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
 
+from . import register_environments
 from .arrivals import Arrivals
 from .environment import Environment
-from .model import MecConfig, Model
+from .model import MecConfig, Model, check_model, check_whole
 
 Observation = NDArray[np.float32]
 
@@ -59,13 +60,17 @@ class MecParallelEnv(ParallelEnv):
     none, then the backlog of every server at slot start (Gcycles).
 
     **Reward**: minus the sum of the delays of its tasks, seconds. **Truncation** after T - 1 slots.
+
+    Raises:
+        TypeError: if model is no Model.
     """
 
     metadata: dict[str, Any] = {"name": "mec_v0", "render_modes": []}  # noqa: RUF012 - the interface wants a plain dict
     render_mode = None
 
     def __init__(self, model: Model | None = None) -> None:
-        self.model = model or Model.draw()
+        self.model = Model.draw() if model is None else model
+        check_model(self.model)
         config = self.model.config
         self.possible_agents = [f"station_{b}" for b in range(config.servers)]
         self.agents: list[str] = []
@@ -78,6 +83,9 @@ class MecParallelEnv(ParallelEnv):
             a: spaces.MultiDiscrete(np.full(config.max_tasks, config.servers)) for a in self.possible_agents
         }
         self._episodes = _Episodes(config)
+
+    def __repr__(self) -> str:
+        return f"MecParallelEnv({self.model!r})"
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
         """The same for every agent."""
@@ -99,8 +107,10 @@ class MecParallelEnv(ParallelEnv):
         """Serve one slot.
 
         Raises:
-            ValueError: if an agent's action is missing, or a server lies outside 0..B-1.
+            ValueError: if no episode is running, an agent's action is missing, or a server lies outside 0..B-1.
         """
+        if not self.agents:
+            raise ValueError("no episode is running, call reset() first")
         if missing := [agent for agent in self.agents if agent not in actions]:
             raise ValueError(f"actions must hold every agent, {missing[0]} is missing")
         delays = self._environment.step(np.stack([np.asarray(actions[a]) for a in self.possible_agents])[None])[0]
@@ -129,12 +139,18 @@ class MecTaskEnv(gymnasium.Env[Observation, np.int64]):
     wherever it went, which leaks what happens inside the slot.
 
     **Reward**: minus the task's delay, seconds. **Truncation** after the last task of slot T - 2.
+
+    Also `gymnasium.make("hybridlib/MecTask-v0", model=...)`, without an import of ours where the package is installed.
+
+    Raises:
+        TypeError: if model is no Model.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - the interface wants a plain dict
 
     def __init__(self, model: Model | None = None, last_wait: bool = False) -> None:
-        self.model, self.last_wait = model or Model.draw(), last_wait
+        self.model, self.last_wait = Model.draw() if model is None else model, last_wait
+        check_model(self.model)
         config = self.model.config
         size, work, backlog = _limits(self.model)
         high = [size, work] + [backlog] * config.servers
@@ -143,6 +159,10 @@ class MecTaskEnv(gymnasium.Env[Observation, np.int64]):
         self.observation_space = spaces.Box(np.zeros(len(high), np.float32), np.array(high, np.float32))
         self.action_space = spaces.Discrete(config.servers)
         self._episodes = _Episodes(config)
+        self._task: tuple[int, int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"MecTaskEnv({self.model!r}{', last_wait=True' if self.last_wait else ''})"
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -153,19 +173,18 @@ class MecTaskEnv(gymnasium.Env[Observation, np.int64]):
         servers = self.model.config.servers
         self._size, self._tasks = arrivals.size[0], self._order(arrivals)
         self._backlog, self._placed, self._wait, self._slot = np.zeros(servers), np.zeros(servers), 0.0, 0
-        self._task: tuple[int, int, int] | None = next(self._tasks)
+        self._task = next(self._tasks)
         return self._observe(self._task), {}
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Place one task.
 
         Raises:
-            ValueError: if the episode is over or the server lies outside 0..B-1.
+            ValueError: if no episode is running, or the server is no whole number in 0..B-1.
         """
         if self._task is None:
-            raise ValueError("the episode is over, call reset() first")
-        if not 0 <= action < self.model.config.servers:
-            raise ValueError(f"action must lie in 0..{self.model.config.servers - 1}, got {action}")
+            raise ValueError("no episode is running, call reset() first")
+        check_whole("action", action, 0, self.model.config.servers - 1)
         (slot, b, n), j, model = self._task, int(action), self.model
         self._wait = float((self._backlog[j] + self._placed[j]) / model.capacity[j])
         upload = self._size[slot, b, n] / model.rate[j] if j != b else 0.0
@@ -194,3 +213,6 @@ class MecTaskEnv(gymnasium.Env[Observation, np.int64]):
         slot, b, n = task
         values = [self._size[slot, b, n], self.model.work[n], *self._backlog]
         return np.array(values + [self._wait] * self.last_wait, dtype=np.float32)
+
+
+register_environments()
