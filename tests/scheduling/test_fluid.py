@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from hybridlib.files import read_table
 from hybridlib.paths import RESULTS
-from hybridlib.scheduling.rules import front
 from hybridlib.scheduling.rules.fluid import FluidScheduler
 from hybridlib.scheduling.rules.heuristics import YARDSTICKS, capacity_weighted, greedy_oracle, uniform_random
 from hybridlib.scheduling.rules.objective import LATE, Slots, levelled, relative_cost
 from hybridlib.scheduling.rules.split import SPARE, SizeSplit
+from hybridlib.scheduling.study import front
 from hybridlib.scheduling.system.arrivals import Arrivals
 from hybridlib.scheduling.system.bounds import lower_bound
 from hybridlib.scheduling.system.environment import View, simulate

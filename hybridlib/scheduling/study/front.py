@@ -1,6 +1,6 @@
 """What our shipped schedulers give and what they cost: the front of mean against tail, and other horizons.
 
-`python -m hybridlib.scheduling.rules.front` fits the shipped files anew (about 12 minutes of one core), then measures
+`python -m hybridlib.scheduling.study.front` fits the shipped files anew (about 12 minutes of one core), then measures
 each as it lies on disk and writes `08_front` and `08_horizons` to `data/results`; `--measure` only measures.
 """
 
@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student
 
 from ...files import write_json, write_table
 from ...paths import MODELS, RESULTS
+from ..rules.fluid import FluidScheduler
+from ..rules.heuristics import capacity_weighted, greedy_oracle, scaled_size_split
 from ..system.arrivals import Arrivals
 from ..system.environment import Policy, Result, simulate
 from ..system.model import MecConfig, Model
-from .fluid import FluidScheduler
-from .heuristics import capacity_weighted, greedy_oracle, scaled_size_split
+from .statistics import t_interval
 
 FOLDER = MODELS / "schedulers"
 DEADLINES_S = (math.inf, 20.0, 16.0, 13.0)  # settings of the knob that ship
@@ -154,15 +154,17 @@ def _of_episode(model: Model, result: Result, oracle: Result, episode: int) -> d
 def _interval(values: pd.Series, level: float) -> tuple[float, float, float]:
     if len(values) < 2:
         raise ValueError(f"an interval over episodes needs at least 2 of them, got {len(values)}")
-    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    if not np.isfinite(values).all():
+        return float("nan"), float("nan"), float("nan")
+    estimate, low, high = t_interval(values, level)
+    return estimate, low, high
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fit, measure, write; always exit status 0."""
     from ...study.runner import git_revision, versions
 
-    parser = argparse.ArgumentParser(prog="python -m hybridlib.scheduling.rules.front", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m hybridlib.scheduling.study.front", description=__doc__)
     parser.add_argument("--measure", action="store_true", help="measure the shipped files, fit nothing")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
