@@ -82,8 +82,10 @@ def _reason_against(scheduler: Any) -> str | None:
 
 def solver_identity(scheduler: Any) -> str:
     """Class and parameters of a scheduler, as text; those that only make the noise schedule are left out."""
-    parameters = ("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "predict_x0")
-    parameters += ("thresholding", "dynamic_thresholding_ratio", "sample_max_value", "disable_corrector")
+    parameters = (
+        *("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "predict_x0"),
+        *("thresholding", "dynamic_thresholding_ratio", "sample_max_value", "disable_corrector"),
+    )
     told = [f"{name}={scheduler.config[name]}" for name in parameters if name in scheduler.config]
     return f"{type(scheduler).__name__}({', '.join(told)})"
 
@@ -118,7 +120,7 @@ def noise_levels(scheduler: Any) -> Tensor:
 
 def read_history(scheduler: Any) -> dict[str, Tensor]:
     """What the scheduler remembers between two updates: tensors with one row per live row, and numbers as scalars."""
-    history = {}
+    history: dict[str, Tensor] = {}
     for name in _MEMORY[type(scheduler).__name__]:
         value = getattr(scheduler, name, None)
         if isinstance(value, list):
