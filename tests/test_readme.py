@@ -75,7 +75,7 @@ def test_planner_and_claims(image_quality):
         f"estimate={plan.estimate})",
         f"{len(errors)} noise schedules",
         f"within {worst:.3f}".replace("0.", ".") + " of a fit of its own",
-        f"{hold} hold, {fail} do not hold, {unknown} cannot be told",
+        f"{hold} hold, {fail} does not, {unknown} cannot be told",
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -13,20 +12,15 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusion3PipelineOutput
 from torch import Tensor
 
-from ..codecs import Codec, DecimalRounding, MinMax
+from ..codecs import Codec
 from ..prompts import warn_of_foreign_words
+from . import arguments
 from .denoisers import SD3Denoiser
 from .sampler import decode, prepared_scheduler, rows_of, walk
-from .solvers import check_scheduler, evaluations, noise_levels, read_history, solver_identity, write_history
-from .trajectory import Cost, Segment, Trajectory, Tree, check_codec, check_common_step, check_type
+from .solvers import evaluations, noise_levels, read_history, solver_identity, write_history
+from .trajectory import Cost, Segment, Trajectory, Tree, check_common_step
 
 _STOCK = inspect.signature(StableDiffusion3Pipeline.__call__)
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_NOT_HYBRID = (  # stock arguments that have no meaning when several users share a prefix
-    *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
-    *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-    *("ip_adapter_image", "ip_adapter_image_embeds", "skip_guidance_layers"),
-)
 
 
 def _signature(call: Any) -> inspect.Signature:
@@ -139,24 +133,21 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
                 cannot be walked with the pipeline's scheduler.
         """
         hybrid = (public_prompt, common_step, public_guidance_scale, prompt_unchanged)
-        link = _link_codec(compress_at_step, codec, compress_scale, compression_rate)
+        link = arguments.link_codec(compress_at_step, codec, compress_scale, compression_rate)
         stock = _STOCK.bind(self, *args, **kwargs)
         stock.apply_defaults()
         call = stock.arguments
         if all(value is None for value in (*hybrid, link)) and not get_intermediate_result:
-            warn_of_foreign_words(self.tokenizer, _texts(call), stacklevel=4)
+            warn_of_foreign_words(self.tokenizer, arguments.texts(call), stacklevel=4)
             return super().__call__(*args, **kwargs)
-        check_type("public_prompt", public_prompt, (str, type(None)), "text")
-        check_type("public_guidance_scale", public_guidance_scale, (Real, type(None)), "a number")
-        check_type("prompt_unchanged", prompt_unchanged, (bool, type(None)), "True or False")
-        check_type("batch_size", batch_size, Integral, "a whole number")
+        arguments.check_types(public_prompt, public_guidance_scale, prompt_unchanged, batch_size)
         if prompt_unchanged is not None and (public_prompt is not None or public_guidance_scale is not None):
             raise ValueError("prompt_unchanged is the two-call form: leave out public_prompt and public_guidance_scale")
         if prompt_unchanged is None and public_prompt is None and (common_step or public_guidance_scale is not None):
             raise ValueError("common_step and public_guidance_scale need a public_prompt (or prompt_unchanged)")
         if common_step is None and (public_prompt is not None or prompt_unchanged is not None):
             raise ValueError("a public phase needs common_step, the number of updates that it lasts")
-        self._check_stock_arguments(call)
+        arguments.check_stock(self, call)
         plan = self._plan(call, public_prompt, common_step, public_guidance_scale, prompt_unchanged)
         if link is not None:
             plan = _compressed(plan, compress_at_step or 0, link, call["num_inference_steps"])
@@ -166,25 +157,6 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         return output if call["return_dict"] else (output.images,)
 
     __call__.__signature__ = _signature(__call__)  # type: ignore[attr-defined]
-
-    def _check_stock_arguments(self, call: dict[str, Any]) -> None:
-        """Refuse what cannot be combined with a shared prefix; fill in the default image size."""
-        for name in _NOT_HYBRID:
-            if call[name] is not None:
-                raise ValueError(f"{name} cannot be combined with the hybrid arguments")
-        if call["callback_on_step_end_tensor_inputs"] != ["latents"]:
-            raise ValueError("callback_on_step_end_tensor_inputs can only be ['latents'] with the hybrid arguments")
-        steps = call["num_inference_steps"]
-        for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", call["num_images_per_prompt"])):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if call["output_type"] not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {call['output_type']!r}")
-        check_type("latents", call["latents"], (Tensor, type(None)), "a tensor")
-        check_scheduler(self.scheduler)
-        for side in ("height", "width"):
-            call[side] = call[side] or self.default_sample_size * self.vae_scale_factor
-        self.check_inputs(call["prompt"], None, None, call["height"], call["width"])
 
     def _plan(
         self,
@@ -197,9 +169,9 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         """Turn the arguments into trajectories and the latents they start from."""
         steps, copies = call["num_inference_steps"], call["num_images_per_prompt"]
         prompts = [call["prompt"]] if isinstance(call["prompt"], str) else list(call["prompt"])
-        negatives = [n or "" for n in _per_user("negative_prompt", call["negative_prompt"], len(prompts))]
-        scales = _per_user("guidance_scale", call["guidance_scale"], len(prompts))
-        switches = _per_user("common_step", common_step or 0, len(prompts))
+        negatives = [n or "" for n in arguments.per_user("negative_prompt", call["negative_prompt"], len(prompts))]
+        scales = arguments.per_user("guidance_scale", call["guidance_scale"], len(prompts))
+        switches = arguments.per_user("common_step", common_step or 0, len(prompts))
         for switch in switches:
             check_common_step(switch, steps)
         if prompt_unchanged is False:
@@ -305,42 +277,6 @@ class HybridStableDiffusion3Pipeline(StableDiffusion3Pipeline):
         if output_type == "latent":
             return latents
         return decode(self, latents, output_type=output_type)
-
-
-def _texts(call: dict[str, Any]) -> Iterator[str]:
-    """Prompts of a stock call, and negative prompts where they count."""
-    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
-        texts = [call[name]] if isinstance(call[name], str) else call[name] or ()
-        if not name.startswith("negative") or call["guidance_scale"] > 1:
-            yield from (text for text in texts if isinstance(text, str))
-
-
-def _per_user(name: str, value: Any, users: int) -> list[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return [value] * users
-    if len(value) != users:
-        raise ValueError(f"{name} must be one value or one per prompt ({users}), got {len(value)}")
-    return list(value)
-
-
-def _link_codec(step: int | None, codec: Codec | None, scale: float | None, rate: float | None) -> Codec | None:
-    """The one codec that the arguments name, or None."""
-    given = {"codec": codec, "compress_scale": scale, "compression_rate": rate}
-    named = [name for name, value in given.items() if value is not None]
-    if step is None:
-        if named:
-            raise ValueError(f"{named[0]} needs compress_at_step, the update after which to compress")
-        return None
-    check_type("compress_at_step", step, Integral, "a whole number")
-    for name in ("compress_scale", "compression_rate"):
-        check_type(name, given[name], (Real, type(None)), "a number")
-    if codec is not None:
-        check_codec(codec)
-    if len(named) > 1:
-        raise ValueError(f"{named[0]} and {named[1]} name two codecs: pass one of them")
-    if rate is not None:
-        return MinMax.from_rate(rate)
-    return codec if codec is not None else DecimalRounding(100.0 if scale is None else scale)
 
 
 def _compressed(plan: _Plan, step: int, codec: Codec, num_inference_steps: int) -> _Plan:

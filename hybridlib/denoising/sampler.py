@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..noise import initial_noise
 from ..prompts import warn_of_foreign_words
+from .arguments import check_sampling, latent_size
 from .denoisers import Denoiser, SD3Denoiser
 from .solvers import (
     begin_at,
@@ -253,7 +254,7 @@ def sample(
         ValueError: before any denoising, if trajectories, sizes or `keep` do not fit the schedule or the state, or if
             the pipeline's scheduler is none that a tree can be walked with.
     """
-    _check_types(pipeline, keep, resume, progress, num_inference_steps=num_inference_steps, batch_size=batch_size)
+    check_sampling(pipeline, keep, resume, progress, num_inference_steps, batch_size)
     tree = Tree(trajectories)
     steps = tree.stop if num_inference_steps is None else num_inference_steps
     if tree.stop > steps:
@@ -261,7 +262,7 @@ def sample(
     outside = [n for n in keep if not tree.start <= n <= tree.stop]
     if outside:
         raise ValueError(f"keep must lie in {tree.start}..{tree.stop}, got {outside[0]}")
-    size = _latent_size(pipeline, height, width)
+    size = latent_size(pipeline, height, width)
     denoiser = SD3Denoiser(pipeline, batch_size, max_sequence_length)
     scheduler = prepared_scheduler(pipeline, steps, size, shift=shift)
     tree = Tree(trajectories, evaluations(scheduler))
@@ -298,32 +299,3 @@ def rows_of(members: Sequence[Sequence[int]]) -> list[int]:
     """The row of every trajectory, from the trajectories of every row."""
     row_of = {index: row for row, indices in enumerate(members) for index in indices}
     return [row_of[index] for index in range(len(row_of))]
-
-
-def _check_types(
-    pipeline: Any, keep: Any, resume: Any, progress: Any, num_inference_steps: Any, batch_size: Any
-) -> None:
-    from diffusers import StableDiffusion3Pipeline
-
-    check_type("pipeline", pipeline, StableDiffusion3Pipeline, "a StableDiffusion3Pipeline, as models.load returns")
-    if num_inference_steps is not None:
-        check_type("num_inference_steps", num_inference_steps, Integral, "a whole number")
-    check_type("batch_size", batch_size, Integral, "a whole number")
-    check_type("keep", keep, Collection, "a collection of numbers of updates")
-    for updates in keep:
-        check_type("keep", updates, Integral, "a collection of numbers of updates")
-    check_type("resume", resume, (DenoiseState, type(None)), "a DenoiseState")
-    check_type("progress", progress, (bool, tqdm), "True, False or a bar")
-
-
-def _latent_size(pipeline: StableDiffusion3Pipeline, height: int | None, width: int | None) -> tuple[int, int]:
-    factor, patch = pipeline.vae_scale_factor, pipeline.patch_size
-    default = pipeline.default_sample_size * factor
-    sizes = []
-    for name, value in (("height", height), ("width", width)):
-        value = default if value is None else value
-        check_type(name, value, Integral, "a whole number of pixels")
-        if value <= 0 or value % (factor * patch):
-            raise ValueError(f"{name} must be a positive multiple of {factor * patch} pixels, got {value}")
-        sizes.append(value // factor)
-    return sizes[0], sizes[1]

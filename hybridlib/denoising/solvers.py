@@ -86,15 +86,10 @@ def _reason_against(scheduler: Any) -> str | None:
 
 def solver_identity(scheduler: Any) -> str:
     """Class and parameters of a scheduler, as text; those that only make the noise schedule are left out."""
-    parameters: tuple[str, ...] = (
-        "solver_order",
-        "solver_type",
-        "algorithm_type",
-        "lower_order_final",
-        "euler_at_final",
-        "predict_x0",
+    parameters = (
+        *("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final", "predict_x0"),
+        *("thresholding", "dynamic_thresholding_ratio", "sample_max_value", "disable_corrector"),
     )
-    parameters += ("thresholding", "dynamic_thresholding_ratio", "sample_max_value", "disable_corrector")
     told = [f"{name}={scheduler.config[name]}" for name in parameters if name in scheduler.config]
     return f"{type(scheduler).__name__}({', '.join(told)})"
 

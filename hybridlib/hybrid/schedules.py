@@ -62,11 +62,11 @@ class Schedule(NamedTuple):
         """Flow-matching noise levels before each update, falling from 1, (num_inference_steps,)."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        from ..denoising.solvers import solver_of
+        from ..denoising.solvers import noise_levels, solver_of
 
         scheduler = solver_of(FlowMatchEulerDiscreteScheduler(shift=self.shift).config, self.solver)
         scheduler.set_timesteps(self.num_inference_steps)
-        return scheduler.sigmas[: self.num_inference_steps].double().numpy()
+        return noise_levels(scheduler)[:-1].double().numpy()
 
     def __str__(self) -> str:
         return f"{self.num_inference_steps}/{self.shift:g}/{self.solver}"

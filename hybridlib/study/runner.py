@@ -195,12 +195,13 @@ def with_schedule(
     `shift` is nan where the scheduler takes it from the image size.
     """
     from ..denoising.sampler import prepared_scheduler
+    from ..denoising.solvers import noise_levels
 
     side = settings.image_size // pipeline.vae_scale_factor
     scheduler = prepared_scheduler(pipeline, settings.num_inference_steps, (side, side), shift=settings.shift)
     config = scheduler.config
     shift = None if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift"))
-    sigma = scheduler.sigmas.double().cpu().numpy()[updates.astype(int)]
+    sigma = noise_levels(scheduler).double().numpy()[updates.astype(int)]
     return table.assign(
         num_inference_steps=settings.num_inference_steps, shift=np.nan if shift is None else float(shift), sigma=sigma
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from torch import Tensor
 from ...files import write_atomically
 from ...paths import MODELS
 from ..learners.training import Learner
-from ..rules.fluid import FluidScheduler
 from ..system.arrivals import Arrivals
 from ..system.environment import Policy, simulate
 from ..system.model import Model
+from .front import shipped_fluid
 from .pieces import LEARNERS, OURS, as_policy, measure_learner
 
 FOLDER = MODELS / "schedulers"
@@ -65,22 +66,28 @@ def warm_up(learner: Learner, episodes: int) -> None:
         simulate(learner.model, policy, Arrivals.join([arrivals] * len(learner.seeds)))
 
 
-def load(name: str, seed: int = 0, model: Model | None = None, folder: Path = FOLDER, greedy: bool = False) -> Policy:
+def load(
+    name: str,
+    seed: int = 0,
+    model: Model | None = None,
+    folder: Path = FOLDER,
+    greedy: bool = False,
+    deadline_s: float = math.inf,
+) -> Policy:
     """A trained scheduler as a policy for one episode at a time: a learner's name, or "fluid split (ours)".
 
     Args:
         seed: of the training, for learners.
         model: the system it shall serve; servers, tasks a station and slots must be as many as in training.
         greedy: take the likeliest server instead of sampling as published, for learners.
+        deadline_s: of our scheduler, one of `front.DEADLINES_S` seconds: a shorter tail for a higher mean.
 
     Raises:
         ValueError: one sentence, if there is no such scheduler, file or seed, or the file is of another architecture.
     """
     model = Model.draw() if model is None else model
     if name == OURS:
-        scheduler = FluidScheduler(model)
-        scheduler.load(_existing(folder / "fluid.safetensors"))
-        return scheduler.policy()
+        return shipped_fluid(deadline_s, model, folder).policy()
     return as_policy(load_learner(name, [seed], model, folder), greedy)
 
 
