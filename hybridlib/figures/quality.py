@@ -321,5 +321,5 @@ def change_panels(
     if len(values) < rows * across:
         axes.flat[-1].legend(handles, names, loc="center", frameon=False, fontsize=8.5)
     else:
-        figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=8.5)
+        figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8.5)
     return finished(figure, title)
