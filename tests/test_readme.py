@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,6 +15,10 @@ from hybridlib.compression import grids as compression_grids
 from hybridlib.compression import rates
 from hybridlib.hybrid import claims, hiqm, planning, schedules, validation
 from hybridlib.paths import MODELS, PUBLISHED, ROOT
+from hybridlib.scheduling.study import claims as scheduling_claims
+from hybridlib.scheduling.study import front, statistics
+from hybridlib.scheduling.study.front import ORACLE
+from hybridlib.scheduling.study.pieces import BOUND, OURS
 from hybridlib.study import results
 
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
@@ -125,3 +130,45 @@ def test_shipped_models():
         f"text-to-image top-1 among 100 captions: {100 * clip['retrieval top-1 of 100']:.1f} %",
         f"{100 * judge['held-out accuracy']:.2f} % of scenes",
     )
+
+
+def test_scheduling():
+    curves, board = results.load("08_curves"), results.load("08_leaderboard")
+    level = {name: scheduling_claims.final_levels(curves, name) for name in curves["method"].unique()}
+
+    def below(ours: str, theirs: str) -> float:
+        return round(statistics.percent_below(level[ours], level[theirs]).estimate)
+
+    fewer = scheduling_claims.check(curves).set_index("claim")["measured"]
+    fewer = {
+        name: round(fewer[f"LAD-TS needs fewer episodes than {name} (% fewer)"])
+        for name in ("DQN-TS", "SAC-TS", "D2SAC-A", "D2SAC-B")
+    }
+    assert fewer["D2SAC-B"] < 0
+    says(
+        f"LAD-TS ends {below('LAD-TS', 'DQN-TS')} % below DQN-TS, {below('LAD-TS', 'SAC-TS')} % below SAC-TS and "
+        f"{below('LAD-TS', 'D2SAC-B')} % below D2SAC-TS",
+        f"{-below('LAD-TS', ORACLE)} % above Opt-TS",
+        f"{fewer['DQN-TS']} % fewer episodes than DQN-TS, {fewer['SAC-TS']} % fewer than SAC-TS and "
+        f"{fewer['D2SAC-A']} % fewer than D2SAC without its memory",
+        f"One stateless line lies {below('capacity-weighted random', 'LAD-TS')} % below LAD-TS",
+        f"lies {below(OURS, 'LAD-TS')} % below it and within {-below(OURS, BOUND)} % of a proven bound",
+    )
+    prices = front.summary(results.load("08_front")).set_index(["policy", "measure"])
+    ours, kept = front.name_of(), front.name_of(13.0)
+    assert prices.loc[(ours, "p99_s"), "ratio"] == pytest.approx(2, abs=0.05)
+    assert prices.loc[(kept, "p99_s"), "ratio"] < 1.01
+    says(
+        f"twice the 99th percentile, and {100 * prices.loc[(ours, 'slower_share'), 'estimate']:.0f} % of the tasks are "
+        f"slower; with a deadline of 13 s it has the tail of Opt-TS to within 1 % and a mean "
+        f"{100 * (1 - prices.loc[(kept, 'mean_s'), 'ratio']):.0f} % below it"
+    )
+    published = board[np.isclose(board["load"], 1.2374, atol=1e-3)].groupby("policy")["mean_s"].mean()
+    says(
+        f"{published[OURS]:.1f} s (ours, at the price on its card), Opt-TS {published[ORACLE]:.1f} s, proven bound "
+        f"{published[BOUND]:.1f} s"
+    )
+    card = (MODELS / "schedulers" / "README.md").read_text()
+    memory = [float(x) for x in re.search(r"`LAD-TS.safetensors`.*\| ([\d., ]+) \|", card).group(1).split(", ")]
+    says(f"mean delay {np.mean(memory):.1f} s (LAD-TS)")
+    assert f"300 gradient steps on the fluid | {published[OURS]:.2f} |" in card
