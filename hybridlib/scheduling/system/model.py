@@ -83,7 +83,9 @@ class MecConfig:
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
     """Raises ValueError, one sentence, unless `value` is a whole number (no bool) of at least `low`, at most `high`."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    # A scalar array of whole numbers counts: it is what agents of stable-baselines3 act with.
+    whole = isinstance(value, Integral) or (getattr(value, "shape", None) == () and value.dtype.kind in "iu")
+    whole = whole and not isinstance(value, bool)
     if not (whole and low <= value and (high is None or value <= high)):
         allowed = f"at least {low}" if high is None else f"in {low}..{high}"
         raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
