@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.lines import Line2D
 
 from ..fits import sigmoid
+from ..hybrid.hiqm import log_snr
 from .style import PERSONAL, PUBLIC, SIMILARITY_COLOURS, VARIANT_COLOURS, finished
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _spoken(schedule: str) -> str:
 def _noise_level_axis(ax: Axes) -> None:
     """Log-SNR, labelled with the noise levels that it stands for."""
     levels = (0.98, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.05, 0.02)
-    ax.set_xticks([2 * np.log((1 - level) / level) for level in levels], [f"{level:g}" for level in levels])
+    ax.set_xticks(log_snr(levels), [f"{level:g}" for level in levels])
     ax.tick_params(axis="x", labelsize=8)
     ax.set_xlabel("noise level at the handover (log-SNR scale)")
 
@@ -251,7 +252,7 @@ def _step_axis(ax: Axes, schedule: ArrayLike) -> None:
     """An upper axis with the common steps of a schedule, given by its noise levels before each update."""
     sigmas = np.asarray(schedule, dtype=float)
     low, high = ax.get_xlim()
-    places = 2 * np.log((1 - sigmas.clip(1e-7, 1 - 1e-7)) / sigmas.clip(1e-7))
+    places = log_snr(sigmas)
     shown = [s for s in range(0, len(sigmas), 4) if low <= places[s] <= high]
     upper = ax.secondary_xaxis("top")
     upper.set_xticks(places[shown], [str(s) for s in shown])

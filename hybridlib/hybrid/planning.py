@@ -115,20 +115,6 @@ class QualitySurface:
         safe, estimate = (_last_kept(quality >= quality_floor) for quality in (expected.low, expected.mean))
         return Plan(int(steps[safe]), float(expected.mean[safe]), float(expected.low[safe]), int(steps[estimate]))
 
-    def least_sigma(self, similarity: ArrayLike, quality_floor: float) -> Array:
-        """The handover noise level at which expected quality falls to `quality_floor`, for each similarity.
-
-        1 where quality is below the floor from the start, 0 where it never falls to it.
-        """
-        U, c0, c1, k, a0, a1 = self.parameters
-        m = np.asarray(similarity, dtype=float)
-        floor = c0 + c1 * m
-        with np.errstate(all="ignore"):
-            crossing = a0 + a1 * m + np.log((U - floor) / (quality_floor - floor) - 1) / k
-        crossing = np.where(quality_floor <= floor, np.inf, np.where(quality_floor >= U, -np.inf, crossing))
-        with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(crossing / 2))
-
 
 def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0) -> QualitySurface:
     """Fit one surface to every cell off the diagonal, by least squares; replicates redraw the prompts.

@@ -23,6 +23,7 @@ from ..rules.heuristics import capacity_weighted, greedy_oracle, scaled_size_spl
 from ..system.arrivals import Arrivals
 from ..system.environment import Policy, Result, simulate
 from ..system.model import MecConfig, Model
+from .pieces import OURS, REPORT_SEED
 from .statistics import t_interval
 
 FOLDER = MODELS / "schedulers"
@@ -30,7 +31,6 @@ DEADLINES_S = (math.inf, 20.0, 16.0, 13.0)  # settings of the knob that ship
 HORIZONS = (30, 59, 120, 240)  # slots played; 59 is the published one
 ITERATIONS, DEADLINE_ITERATIONS = 300, 150  # a deadline is fitted to from a start that nearly keeps it
 EPISODES = 20
-SEED = 1000  # of the arrivals of the leaderboard: nothing is fitted or chosen on them
 ORACLE = "Opt-TS (greedy oracle)"
 MEASURES = ("mean_s", "p95_s", "p99_s", "work_weighted_s", "largest_fifth_s", "slower_share")
 
@@ -62,7 +62,7 @@ def shipped_fluid(deadline_s: float = math.inf, model: Model | None = None, fold
 
 def name_of(deadline_s: float = math.inf) -> str:
     """Our scheduler's name in tables."""
-    return "fluid split (ours)" + ("" if math.isinf(deadline_s) else f", deadline {deadline_s:g} s")
+    return OURS + ("" if math.isinf(deadline_s) else f", deadline {deadline_s:g} s")
 
 
 def fit(deadlines_s: Sequence[float] = DEADLINES_S, folder: Path = FOLDER) -> None:
@@ -74,7 +74,7 @@ def fit(deadlines_s: Sequence[float] = DEADLINES_S, folder: Path = FOLDER) -> No
 
 
 def measure(
-    settings: Mapping[str, Setting], config: MecConfig, episodes: int = EPISODES, seed: int = SEED
+    settings: Mapping[str, Setting], config: MecConfig, episodes: int = EPISODES, seed: int = REPORT_SEED
 ) -> pd.DataFrame:
     """Opt-TS and the given policies on the same episodes: a row per policy and episode, with `MEASURES`.
 
@@ -171,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.measure:
         fit()
     origin: dict[str, Any] = {"profile": "shipped schedulers", "versions": versions().to_dict()}
-    origin["parameters"] = {"deadlines_s": [str(d) for d in DEADLINES_S], "episodes": EPISODES, "arrival_seed": SEED}
+    origin["parameters"] = {"deadlines_s": [str(d) for d in DEADLINES_S], "episodes": EPISODES}
+    origin["parameters"] |= {"arrival_seed": REPORT_SEED}
     origin["parameters"] |= {"slots": list(HORIZONS), "iterations": [ITERATIONS, DEADLINE_ITERATIONS]}
     for name, rows in {"08_front": front(), "08_horizons": horizons()}.items():
         rows.attrs |= origin

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ..learners.training import Learner
 from ..system.arrivals import Arrivals
 from ..system.environment import Policy, simulate
 from ..system.model import Model
-from .front import shipped_fluid
+from .front import file_of, shipped_fluid
 from .pieces import LEARNERS, OURS, as_policy, measure_learner
 
 FOLDER = MODELS / "schedulers"
@@ -36,8 +37,8 @@ WARM_UP_SEED = 2000  # of arrivals that nothing else uses
 def export(learner: Learner, path: Path, seeds: Sequence[int] = SEEDS, memory: str = "as training left it") -> None:
     """Write what acting needs of some seeds: the actors, or the value networks of DQN-TS, and the memory of LAD-TS.
 
-    The memory holds probabilities, which are kept as bytes (a step of 1/255 moves a logit by 0.05 at most, where the
-    denoiser's own noise has a standard deviation of 5).
+    The memory holds probabilities, which are kept as deflated bytes (a step of 1/255 moves a logit by 0.05 at
+    most, where the denoiser's own noise has a standard deviation of 5).
 
     Args:
         memory: how the memory came about, for the file's metadata.
@@ -54,7 +55,8 @@ def export(learner: Learner, path: Path, seeds: Sequence[int] = SEEDS, memory: s
         if learner.settings.memory_holds != "probabilities":
             raise ValueError("memory_holds must be 'probabilities' to be shipped, got 'logits'")
         metadata["memory"] = memory
-        tensors["memory"] = (held[rows].clamp(0, 1) * 255).round().to(torch.uint8)
+        levels = (held[rows].clamp(0, 1) * 255).round().to(torch.uint8)
+        tensors["memory"] = torch.frombuffer(bytearray(zlib.compress(levels.numpy().tobytes(), 9)), dtype=torch.uint8)
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -87,6 +89,7 @@ def load(
     """
     model = Model.draw() if model is None else model
     if name == OURS:
+        _existing(file_of(deadline_s, folder))
         return shipped_fluid(deadline_s, model, folder).policy()
     return as_policy(load_learner(name, [seed], model, folder), greedy)
 
@@ -135,10 +138,24 @@ def _fill(learner: Learner, path: Path) -> None:
     for name, target in into.items():
         if target is None:
             continue
-        if name not in tensors or tensors[name].shape != (len(held) * learner.servers, *target.shape[1:]):
+        shape = (len(held) * learner.servers, *target.shape[1:])
+        if name == "memory" and name in tensors:
+            tensors[name] = _inflated(tensors[name], shape)
+        if name not in tensors or tensors[name].shape != shape:
             raise ValueError(f"{path} is damaged: {name} must have a row for each of {len(held)} x {learner.servers}")
         values = tensors[name][rows]
         target.copy_(values / 255 if name == "memory" else values)
+
+
+def _inflated(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The bytes of this shape, or an empty tensor if they are not what was packed; never more memory than the shape."""
+    stream = zlib.decompressobj()
+    try:
+        raw = stream.decompress(packed.numpy().tobytes(), math.prod(shape) + 1)
+    except zlib.error:
+        raw = b""
+    whole = stream.eof and len(raw) == math.prod(shape)
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(shape) if whole else torch.empty(0)
 
 
 def _rows(learner: Learner, places: Sequence[int]) -> Tensor:
