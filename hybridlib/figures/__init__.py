@@ -3,6 +3,7 @@
 from .charts import cost_bars, interval_lines
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
+from .prices import front, prices
 from .quality import (
     change_panels,
     collapse,
@@ -14,7 +15,7 @@ from .quality import (
     similarity_histogram,
     similarity_matrix,
 )
-from .scheduling import delay_spread, effects, learning_curves, over_load, prices, script_curve, split_map, sweeps
+from .scheduling import delay_spread, effects, learning_curves, over_load, script_curve, split_map, sweeps
 from .style import use_house_style
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "filmstrip",
     "fit_parameters",
     "fitted_curves",
+    "front",
     "image_grid",
     "interval_lines",
     "learning_curves",
