@@ -1,11 +1,10 @@
 """The house plot style and the recurring plots. Each function takes results and returns the figure."""
 
-from .charts import cost_bars, interval_lines
+from .charts import cost_bars, interval_lines, interval_panels
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
 from .prices import front, prices
 from .quality import (
-    change_panels,
     collapse,
     fit_parameters,
     fitted_curves,
@@ -20,7 +19,6 @@ from .style import use_house_style
 
 __all__ = [
     "bytes_needed",
-    "change_panels",
     "collapse",
     "cost_bars",
     "delay_spread",
@@ -31,6 +29,7 @@ __all__ = [
     "front",
     "image_grid",
     "interval_lines",
+    "interval_panels",
     "learning_curves",
     "over_load",
     "parabola_fits",
