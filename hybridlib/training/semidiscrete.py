@@ -28,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import write_atomically
-from .assignment import check_condition, check_latents, spread
+from .matching import check_condition, check_latents, spread
 
 FORMAT = "hybridlib semidiscrete coupling 1"
 CHUNK = 1024  # noises scored at once where the caller does not say
@@ -51,10 +51,7 @@ class SemidiscreteCoupling:
         condition_weight: float | None = None,
     ) -> None:
         check_latents(latents)
-        if condition is not None:
-            check_condition(condition, condition_weight, len(latents))
-        elif condition_weight is not None:
-            raise ValueError("condition_weight needs embeddings as condition; there is no condition")
+        check_condition(condition, condition_weight, len(latents))
         self.latents, self.potential = latents, potential
         self.condition, self.condition_weight = condition, condition_weight
         flat = latents.flatten(1).float()
