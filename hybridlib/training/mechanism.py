@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .assignment import class_means
-
 
 class Mechanism(NamedTuple):
     """What a training loop logs about one step's pairs; each is explained at the function of its name."""
@@ -27,9 +25,9 @@ class Mechanism(NamedTuple):
 
 
 @torch.no_grad()
-def mechanism(latents: Tensor, noise: Tensor, labels: Tensor | None = None) -> Mechanism:
-    """The statistics that need no other data, of one batch or pool."""
-    shift = math.nan if labels is None else class_shift(noise, class_means(latents.float(), labels), labels)
+def mechanism(latents: Tensor, noise: Tensor, means: Tensor | None = None, labels: Tensor | None = None) -> Mechanism:
+    """The four cheap statistics of one batch or pool; `means` and `labels` as for `class_shift`."""
+    shift = math.nan if means is None or labels is None else class_shift(noise, means, labels)
     return Mechanism(mean_cosine(latents, noise), distance_reduction(latents, noise), noise_std(noise), shift)
 
 
@@ -52,7 +50,7 @@ def distance_reduction(latents: Tensor, noise: Tensor) -> float:
 
 
 def noise_std(noise: Tensor) -> float:
-    """Root mean square of the noise; 1 for any permutation. L2-KNN shrinks it to about 1 - m_k / sqrt(D (2 + 4 s^2))."""
+    """Root mean square of the noise: 1 for a permutation, about 1 - m_k / sqrt(D (2 + 4 s^2)) for KNN by L2."""
     return math.sqrt(float(noise.double().square().mean()))
 
 
@@ -62,7 +60,8 @@ def class_shift(noise: Tensor, means: Tensor, labels: Tensor) -> float:
     A conditional model trained on displaced noise learns a prior per class that is never sampled from.
 
     Args:
-        means: (C, ...) mean latents of the classes, which are centred here.
+        means: (C, ...) mean latents of the classes over the training set, which are centred here. Means of the batch
+            itself will not do: they are near its noise wherever rows are chosen for noise.
         labels: (B,) in 0..C-1.
     """
     directions = means.flatten(1).float()
@@ -74,8 +73,12 @@ def principal_components(latents: Tensor, count: int = 8) -> tuple[Tensor, Tenso
     """The leading principal components (count, D) of latents (N, ...) and their shares of the variance (count,)."""
     flat = latents.flatten(1).double()
     flat = flat - flat.mean(dim=0)
-    _, singular, vectors = torch.linalg.svd(flat, full_matrices=False)
-    return vectors[:count].to(torch.float32), (singular.square() / singular.square().sum())[:count].to(torch.float32)
+    wide = flat.shape[1] > len(flat)  # the smaller of the two Gram matrices has all that is needed
+    values, vectors = torch.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    components = flat.T @ vectors if wide else vectors
+    shares = values / flat.square().sum()
+    return F.normalize(components, dim=0).T.float().contiguous(), shares.float()
 
 
 def component_correlation(latents: Tensor, noise: Tensor, components: Tensor) -> Tensor:

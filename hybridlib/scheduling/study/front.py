@@ -18,13 +18,13 @@ import torch
 
 from ...files import write_json, write_table
 from ...paths import MODELS, RESULTS
+from ...runs import t_interval
 from ..rules.fluid import FluidScheduler
 from ..rules.heuristics import capacity_weighted, greedy_oracle, scaled_size_split
 from ..system.arrivals import Arrivals
 from ..system.environment import Policy, Result, simulate
 from ..system.model import MecConfig, Model
 from .pieces import OURS, REPORT_SEED
-from .statistics import t_interval
 
 FOLDER = MODELS / "schedulers"
 DEADLINES_S = (math.inf, 20.0, 16.0, 13.0)  # settings of the knob that ship

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from ...runs import Interval, percent_above, t_interval
 from ..rules.heuristics import greedy_oracle
 from ..system.arrivals import Arrivals
 from ..system.environment import Policy, Result, simulate
 from ..system.model import Model
 from .pieces import REPORT_SEED
-from .statistics import Interval, percent_above, t_interval
 
 SLOWER = "tasks slower than under Opt-TS (%)"
 FIFTHS = ("smallest fifth", "second fifth", "third fifth", "fourth fifth", "largest fifth")
