@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -92,7 +93,7 @@ def pooled_noise(
     batches: Iterable[Batch],
     size: int,
     latents: Callable[[Batch], Tensor],
-    condition: Callable[[Batch], Tensor] | None = None,
+    condition: Callable[[Batch], Tensor | None] | None = None,
     **options: Any,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Each batch with its noise, assigned over `size` batches at once; images and their order stay::
@@ -115,9 +116,41 @@ def pooled_noise(
     source = iter(batches)
     while pool := list(islice(source, size)):
         parts = [latents(batch) for batch in pool]
-        groups = None if condition is None else torch.cat([condition(batch) for batch in pool])
-        noise = assign_noise(torch.cat(parts), condition=groups, **options)
+        read = [] if condition is None else [condition(batch) for batch in pool]
+        conditions = [part for part in read if part is not None]
+        noise = assign_noise(torch.cat(parts), condition=torch.cat(conditions) if conditions else None, **options)
         yield from zip(pool, noise.split([len(part) for part in parts]), strict=True)
+
+
+class NoisePool:
+    """The same for a loop whose batches are a function of the step, so that it may be resumed at any step.
+
+    Pools begin at multiples of `size`; the noise of a pool depends on the seed and its number alone.
+
+    Args:
+        batch: step -> latents (B, ...) and condition of its batch (None without); called once for each step of a pool.
+        size: steps in a pool.
+        seed: of the noise.
+        options: of `assign_noise`, but for condition and generator.
+    """
+
+    def __init__(
+        self, batch: Callable[[int], tuple[Tensor, Tensor | None]], size: int, seed: int = 0, **options: Any
+    ) -> None:
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"size must be a positive number of steps, got {size!r}")
+        self.batch, self.size, self.seed, self.options = batch, size, seed, options
+        self._pool, self._noise = -1, list[Tensor]()
+
+    def noise(self, step: int) -> Tensor:
+        """The noise (B, ...) of one step's batch."""
+        pool, place = divmod(step, self.size)
+        if pool != self._pool:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + pool)
+            batches = (self.batch(pool * self.size + i) for i in range(self.size))
+            parts = pooled_noise(batches, self.size, itemgetter(0), itemgetter(1), generator=generator, **self.options)
+            self._pool, self._noise = pool, [noise for _, noise in parts]
+        return self._noise[place]
 
 
 def class_means(latents: Tensor, labels: Tensor) -> Tensor:
@@ -171,10 +204,8 @@ def _check(
     if center is not None:
         if mode != "knn" or cost != "inner":
             raise ValueError(f"center serves mode 'knn' with cost 'inner' only, got mode {mode!r} with cost {cost!r}")
-        rows = [1] * (latents.dim() - center.dim()) + list(center.shape)
-        if any(size not in (1, full) for size, full in zip(rows, latents.shape, strict=False)) or (
-            len(rows) != latents.dim()
-        ):
+        sizes = zip(reversed(center.shape), reversed(latents.shape), strict=False)
+        if center.dim() > latents.dim() or any(size not in (1, full) for size, full in sizes):
             raise ValueError(f"center must broadcast to latents {list(latents.shape)}, got {list(center.shape)}")
         if not center.isfinite().all():
             raise ValueError("center must be finite; some of it is not")
