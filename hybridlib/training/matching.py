@@ -14,7 +14,7 @@ from torch import Tensor
 Cost = Literal["inner", "l2", "l2_fp16"]
 
 WARM_ROWS = 128  # from this size on, starting the solver from entropic potentials is faster
-WARM_ITERATIONS, WARM_TEMPERATURE = 10, 0.1  # the fastest of those tried at 1,024 and 4,096 rows
+WARM_ITERATIONS, WARM_TEMPERATURE = 8, 0.07  # the fastest of those tried at 1,024 rows, white and pink latents
 
 
 @torch.no_grad()
@@ -40,15 +40,15 @@ def match_noise(
     with torch.autocast(latents.device.type, enabled=False):
         x, e = latents.flatten(1).float(), noise.flatten(1).float()
         if condition is None:
-            return _solve(_cost(x, e, cost))
+            return _solve(_score(x, e, cost))
         if condition.is_floating_point():
             unit = F.normalize(condition.float(), dim=1)
-            penalty = (1 - unit @ unit.T).mul_((condition_weight or 0.0) * spread(x))
-            return _solve(_cost(x, e, cost).add_(penalty))
+            alike = (unit @ unit.T).mul_((condition_weight or 0.0) * spread(x))
+            return _solve(_score(x, e, cost).add_(alike))
         permutation = torch.arange(len(x), device=x.device)
         for group in condition.unique():
             rows = (condition == group).nonzero()[:, 0]
-            permutation[rows] = rows[_solve(_cost(x[rows], e[rows], cost))]
+            permutation[rows] = rows[_solve(_score(x[rows], e[rows], cost))]
         return permutation
 
 
@@ -106,50 +106,54 @@ def choose_condition_weight(
     return high
 
 
-def _cost(x: Tensor, e: Tensor, cost: Cost) -> Tensor:
-    """(B, B) float32; rows are latents, columns are noise. Centring the latents only keeps the numbers small."""
-    if cost == "inner":
-        return torch.mm(x - x.mean(dim=0), -e.T)
-    if cost == "l2":
-        return torch.cdist(x, e)
-    return torch.cdist((0.1 * x).half().float(), (0.1 * e).half().float()).half().float()
-
-
 def spread(x: Tensor) -> float:
     """s * sqrt(D) of rows (B, D): the root mean square norm once they are centred, the unit of `condition_weight`."""
     return math.sqrt(float((x - x.mean(dim=0)).square().sum(dim=1).mean()))
 
 
-def _solve(cost: Tensor) -> Tensor:
-    """The column of each row in the cheapest permutation; exact, scipy's shortest augmenting paths."""
-    if not cost.isfinite().all():
+def _score(x: Tensor, e: Tensor, cost: Cost) -> Tensor:
+    """Minus the cost, (B, B) float32; rows are latents, columns noise. Centring the latents keeps the numbers small."""
+    if cost == "inner":
+        return torch.mm(x - x.mean(dim=0), e.T)
+    if cost == "l2":
+        return torch.cdist(x, e).neg_()
+    return torch.cdist((0.1 * x).half().float(), (0.1 * e).half().float()).half().float().neg_()
+
+
+def _solve(score: Tensor) -> Tensor:
+    """The column of each row in the permutation of largest total score; exact, scipy's shortest augmenting paths."""
+    if not _finite(score):
         raise ValueError("the cost of the assignment is not finite; latents or condition_weight are too large")
-    if len(cost) >= WARM_ROWS:
-        cost = _reduce(cost)
+    cost = _reduced_cost(score) if len(score) >= WARM_ROWS else -score
     columns = linear_sum_assignment(cost.cpu().numpy())[1]
-    return torch.from_numpy(columns).to(cost.device, torch.int64)
+    return torch.from_numpy(columns).to(score.device, torch.int64)
 
 
-def _reduce(cost: Tensor) -> Tensor:
-    """Costs less row and column constants, which never change the optimum, near zero where the optimum lies.
+def _reduced_cost(score: Tensor) -> Tensor:
+    """The cost less row and column constants, which never change the optimum, near zero where the optimum lies.
 
     The constants are potentials of the entropic problem after a few Sinkhorn iterations. With them the solver finds
-    short paths: three times faster at 1,024 rows, five times at 4,096.
+    short paths and takes a half to a fifth of the time.
     """
-    scale = WARM_TEMPERATURE * float(cost.std())
-    if not scale > 0:
-        return cost
-    cost = cost - cost.amin(dim=1, keepdim=True)
-    cost -= cost.amin(dim=0, keepdim=True)  # every row and column now has a zero, so no sum below vanishes
-    kernel = torch.exp(cost / -scale)
+    scale = WARM_TEMPERATURE * float(score[:16].std())
+    score = score - score.amax(dim=1, keepdim=True)
+    score -= score.amax(dim=0)  # every row and column now has a zero as its maximum, so no sum below vanishes
+    kernel = torch.exp(score / scale)
     v = torch.ones_like(kernel[0])
     for _ in range(WARM_ITERATIONS):
         u = 1 / (kernel @ v)
         v = 1 / (u @ kernel)
-    rows, columns = u.log_().mul_(scale), v.log_().mul_(scale)
-    if not (rows.isfinite().all() and columns.isfinite().all()):
+    rows, columns = scale * u.log(), scale * v.log()
+    cost = score.neg_()
+    if not (_finite(rows) and _finite(columns)):  # too large a spread within the matrix, or none
         return cost
     return cost.sub_(rows[:, None]).sub_(columns)
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are finite; many times faster than `isfinite().all()`."""
+    low, high = values.aminmax()
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def check_cost(cost: str) -> None:
@@ -162,7 +166,7 @@ def check_latents(latents: Tensor) -> None:
     """Refuse latents that are not (B, ...) of finite floating point numbers, B at least 1, with a ValueError."""
     if latents.dim() < 2 or not len(latents) or not latents.is_floating_point():
         raise ValueError(f"latents must be floating point of shape (B, ...), got {latents.dtype} {list(latents.shape)}")
-    if not latents.isfinite().all():
+    if not _finite(latents):
         raise ValueError("latents must be finite; some are not")
 
 
