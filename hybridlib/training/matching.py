@@ -46,9 +46,10 @@ def match_noise(
             alike = (unit @ unit.T).mul_((condition_weight or 0.0) * spread(x))
             return _solve(_score(x, e, cost).add_(alike))
         permutation = torch.arange(len(x), device=x.device)
-        for group in condition.unique():
-            rows = (condition == group).nonzero()[:, 0]
-            permutation[rows] = rows[_solve(_score(x[rows], e[rows], cost))]
+        counts = condition.unique(return_counts=True)[1].tolist()
+        for rows in condition.argsort(stable=True).split(counts):
+            if len(rows) > 1:
+                permutation[rows] = rows[_solve(_score(x[rows], e[rows], cost))]
         return permutation
 
 
