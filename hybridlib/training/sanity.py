@@ -72,6 +72,7 @@ def couplings(latents: Tensor, labels: Tensor, captions: Tensor, passes: int = 1
     return {
         "independent": assigned(lambda rows: {"mode": "none"}),
         "linear": assigned(lambda rows: {}),
+        "farthest (control)": lambda rows, generator: (rows, assign_noise(-latents[rows], generator=generator)),
         "linear within class": assigned(lambda rows: {"condition": labels[rows]}),
         "linear, captions": assigned(lambda rows: {"condition": captions[labels[rows]], "condition_weight": weight}),
         "KNN 8, L2": assigned(lambda rows: {"mode": "knn", "cost": "l2"}),

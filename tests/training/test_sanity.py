@@ -6,6 +6,7 @@ import torch
 
 from hybridlib.miniature.scenes import render, sample_lone
 from hybridlib.training import sanity
+from hybridlib.training.mechanism import mean_cosine
 
 RECIPE = sanity.Recipe(steps=60, batch_size=96, width=64, blocks=1, samples=240, step_counts=(1, 16))
 
@@ -28,10 +29,13 @@ def test_linear_latents_are_uncorrelated_channels_of_unit_spread(world):
 
 def test_every_arm_gives_rows_and_noise(world):
     rows = torch.arange(96)
+    latents = world[0] - world[0].mean(dim=0)
     for name, arm in world[2].items():
         chosen, noise = arm(rows, torch.Generator().manual_seed(0))
         assert noise.shape == (96, 4, 8, 8), name
         assert ("semidiscrete" in name) or torch.equal(chosen, rows), name
+        near = {"independent": 0, "farthest (control)": -1}.get(name, 1)
+        assert np.sign(round(mean_cosine(latents[chosen], noise), 2)) == near, name
         for again, first in zip(arm(rows, torch.Generator().manual_seed(0)), (chosen, noise), strict=True):
             assert torch.equal(again, first), name
 
