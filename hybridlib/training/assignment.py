@@ -123,9 +123,10 @@ def pooled_noise(
 
 
 class NoisePool:
-    """The same for a loop whose batches are a function of the step, so that it may be resumed at any step.
+    """Noise assigned over the batches of `size` steps at once, for a loop whose batches are a function of the step.
 
-    Pools begin at multiples of `size`; the noise of a pool depends on the seed and its number alone.
+    Such a loop may be resumed at any step: pools begin at multiples of `size`, and the noise of a pool depends on the
+    seed and its number alone.
 
     Args:
         batch: step -> latents (B, ...) and condition of its batch (None without); called once for each step of a pool.
