@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hybridlib import intervals
+from hybridlib import intervals, runs
 from hybridlib.compression import claims as compression_claims
 from hybridlib.compression import grids as compression_grids
 from hybridlib.compression import rates
 from hybridlib.hybrid import claims, hiqm, planning, schedules, validation
 from hybridlib.paths import MODELS, PUBLISHED, ROOT
 from hybridlib.scheduling.study import claims as scheduling_claims
-from hybridlib.scheduling.study import front, price, statistics
+from hybridlib.scheduling.study import front, price
 from hybridlib.scheduling.study.pieces import BOUND, OURS
 from hybridlib.scheduling.study.price import ORACLE
 from hybridlib.study import results
@@ -137,7 +137,7 @@ def test_scheduling():
     level = {name: scheduling_claims.final_levels(curves, name) for name in curves["method"].unique()}
 
     def below(ours: str, theirs: str) -> float:
-        return round(statistics.percent_below(level[ours], level[theirs]).estimate)
+        return round(runs.percent_below(level[ours], level[theirs]).estimate)
 
     fewer = scheduling_claims.check(curves).set_index("claim")["measured"]
     fewer = {

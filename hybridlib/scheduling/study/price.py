@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from ...runs import Interval, t_interval
 from ..rules.heuristics import greedy_oracle
 from ..system.arrivals import Arrivals
 from ..system.environment import Policy, Result, simulate
 from ..system.model import MecConfig, Model
 from .pieces import REPORT_SEED
-from .statistics import Interval, t_interval
 
 ORACLE = "Opt-TS (greedy oracle)"
 SLOWER = "slower_share"
