@@ -35,7 +35,8 @@ format: env  ## let ruff rewrite what it can
 	$(RUN) -m ruff format .
 
 notebooks: env  ## execute the committed notebooks in place with their smoke defaults
-	TQDM_DISABLE=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	TQDM_DISABLE=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace \
+		--NotebookExporter.preprocessors=hybridlib.study.stills.StillsOnly notebooks/*.ipynb
 	$(VENV)/bin/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
 results: env  ## take the tables of a finished miniature-full run into data/results

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..paths import MODELS
+from ..progress import quiet_libraries
 
 if TYPE_CHECKING:
     from .pipelines import HybridStableDiffusion3Pipeline
@@ -74,7 +75,8 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
     if Path(location).is_dir() and not (Path(location) / "text_encoder_3").is_dir():
         options |= {"text_encoder_3": None, "tokenizer_3": None}
     try:
-        pipeline = HybridStableDiffusion3Pipeline.from_pretrained(location, **options)
+        with quiet_libraries():
+            pipeline = HybridStableDiffusion3Pipeline.from_pretrained(location, **options)
     except OSError as error:
         if Path(location).is_dir():
             raise

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..noise import initial_noise
+from ..progress import bar
 from ..prompts import warn_of_foreign_words
 from .arguments import check_sampling, latent_size
 from .denoisers import Denoiser, SD3Denoiser
@@ -282,17 +283,17 @@ def sample(
     if tree.start in wanted:
         samples.kept[tree.start] = Kept(latents, rows_of(tree.roots), read_history(scheduler))
     with progress_bar(tree.cost.tree, "denoise", progress is True) as own_bar:
-        bar = progress if isinstance(progress, tqdm) else own_bar
+        shown = progress if isinstance(progress, tqdm) else own_bar
         for front in walk(tree, denoiser, scheduler, latents, noise_from_seeds=True):
             if front.updates in wanted:
                 samples.kept[front.updates] = Kept(front.latents, rows_of(front.members), read_history(scheduler))
-            bar.update(front.nfe)
+            shown.update(front.nfe)
     return samples
 
 
 def progress_bar(total: int, description: str, show: bool, unit: str = "NFE") -> tqdm:
     """A bar over denoiser evaluations or another unit. TQDM_DISABLE in the environment hides it, too."""
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, **({} if show else {"disable": True}))
+    return bar(total=total, unit=unit, unit_scale=True, desc=description, show=show)
 
 
 def rows_of(members: Sequence[Sequence[int]]) -> list[int]:

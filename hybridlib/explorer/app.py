@@ -13,6 +13,10 @@ from .edge_panel import EdgePanel
 from .hybrid_panel import HybridPanel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
     from .curves import Curves
     from .session import Picture, Session
 
@@ -93,7 +97,7 @@ def still(picture: Picture) -> bytes:
     use_house_style()
     controls, steps = picture.controls, picture.controls.num_inference_steps
     shown = sorted({*range(steps // 7, steps, max(1, steps // 7)), steps})
-    strips = {}
+    strips: dict[str, Sequence[Image]] = {}
     for user, prompt in enumerate(controls.personal_prompts):
         frames = [picture.shared_frame(u) if u <= controls.common_step else picture.frames(u)[user] for u in shown]
         strips[f"{user + 1}. {prompt}"] = frames

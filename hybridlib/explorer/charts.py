@@ -123,7 +123,7 @@ def _queues(figure: Figure, ax: Axes, episode: Episode) -> None:
 
 def _delays(ax: Axes, episode: Episode) -> None:
     p99 = float(np.percentile(episode.delay_s, 99))
-    ax.hist(episode.delay_s, bins=np.linspace(0, p99, 45), color=PERSONAL, alpha=0.8)
+    ax.hist(episode.delay_s, bins=np.linspace(0, p99, 45).tolist(), color=PERSONAL, alpha=0.8)
     for value, label, colour, style in (
         (episode.bound_s, "bound on the mean", INK, "--"),
         (episode.mean_s, "mean", PERSONAL, "-"),

@@ -6,10 +6,11 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from ..scheduling.rules.heuristics import YARDSTICKS
+from ..scheduling.rules.heuristics import YARDSTICKS, scaled_size_split
 from ..scheduling.study import shipped
 from ..scheduling.study.front import DEADLINES_S, name_of
 from ..scheduling.study.pieces import LEARNERS, OURS, SLOW
@@ -67,16 +68,24 @@ class Episode:
 
 def policies() -> dict[str, Callable[[Model], Policy]]:
     """Every policy that plays an episode in about a second: the rules, then the schedulers that ship."""
-    rules: dict[str, Callable[[Model], Policy]] = {
-        name: (lambda model, rule=y.policy: rule) for name, y in YARDSTICKS.items() if name not in SLOW
-    }
-    learned: dict[str, Callable[[Model], Policy]] = {
-        name: (lambda model, name=name: shipped.load(name, model=model)) for name in LEARNERS
-    }
-    ours: dict[str, Callable[[Model], Policy]] = {
-        name_of(d): (lambda model, d=d: shipped.load(OURS, model=model, deadline_s=d)) for d in DEADLINES_S
-    }
-    return rules | learned | ours
+    made: dict[str, Callable[[Model], Policy]] = {}
+    for name, yardstick in YARDSTICKS.items():
+        if name not in SLOW:
+            made[name] = partial(_rule, yardstick.policy)
+    made["size split"] = scaled_size_split
+    for name in LEARNERS:
+        made[name] = partial(_shipped, name, math.inf)
+    for deadline_s in DEADLINES_S:
+        made[name_of(deadline_s)] = partial(_shipped, OURS, deadline_s)
+    return made
+
+
+def _rule(policy: Policy, model: Model) -> Policy:
+    return policy
+
+
+def _shipped(name: str, deadline_s: float, model: Model) -> Policy:
+    return shipped.load(name, model=model, deadline_s=deadline_s)
 
 
 class Edge:
@@ -129,8 +138,3 @@ def thinned(arrivals: Arrivals, busiest: int) -> Arrivals:
     count: Ints = np.ceil(arrivals.count * (busiest / most)).astype(np.int64)
     kept = np.arange(most) < count[..., None]
     return Arrivals(count, np.where(kept, arrivals.size, 0.0))
-
-
-def deadline_of(policy: str) -> float:
-    """The deadline that one of our schedulers was fitted to, seconds; infinite for every other policy."""
-    return next((d for d in DEADLINES_S if name_of(d) == policy), math.inf)

@@ -218,7 +218,7 @@ class HybridPanel:
 
     def _on_change(self) -> None:
         if not self._quiet:
-            self._later.do([self._show, self._show_frames, self._show_curves])
+            self._later.do([self._show, self._show_frames, self._announce_curves, self._show_curves])
 
     def _show(self) -> None:
         """The new images and their price, as soon as they are there."""
@@ -237,6 +237,10 @@ class HybridPanel:
             self.tree.value = svg(self.picture)
             self.code.value = pieces.code(snippet(self.picture.controls, self.model, self.session))
 
+    def _announce_curves(self) -> None:
+        if self._curves is None and self._make_curves is not None:
+            self.charts_note.value = '<div class="hl-note">Fitting the curves of the full runs, once ...</div>'
+
     def _show_curves(self) -> None:
         """Where the picture lies on what full runs measured."""
         if self.picture is None or self._make_curves is None:
@@ -248,8 +252,8 @@ class HybridPanel:
         self.charts.value = png(quality_and_rates(self.picture, quality, rates))
         safe = min(curve.safe_step for curve in quality)
         self.charts_note.value = (
-            f'<div class="hl-note">Measured on the miniature models. Blue: up to common step {safe} the planner promises '
-            f"95 % of the alignment on average over fresh prompts; single images scatter widely around the curves.</div>"
+            f'<div class="hl-note">Measured on the miniature models. Blue: up to common step {safe} the planner '
+            "promises 95 % of the alignment, on average over fresh prompts; single images scatter widely.</div>"
         )
 
     def finish(self) -> None:

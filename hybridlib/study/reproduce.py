@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import os
 import re
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..paths import OUTPUTS, ROOT
+from ..progress import LOG
 from .parameters import STUDIES
 
 
@@ -53,6 +55,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     folder = OUTPUTS / arguments.profile
+    os.environ[LOG] = "1"  # nobody sits in front of the kernels
     results = []
     for number, task in enumerate(tasks, start=1):
         print(f"[{number}/{len(tasks)}] {task.name}", flush=True)
@@ -77,7 +80,7 @@ def collect(profile: str, wanted: list[str]) -> list[Task]:
     if not folder.is_dir():
         known = ", ".join(sorted(p.name for p in folder.parent.iterdir() if p.is_dir()))
         raise ValueError(f"no profile {profile!r} in params/; there are {known}")
-    notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    notebooks = [ROOT / "notebooks" / f"{study}.ipynb" for study in STUDIES]
     for word in wanted:
         if not any(n.stem == word or n.stem.split("_")[0] == word for n in notebooks):
             raise ValueError(f"no notebook {word!r}; there are {', '.join(n.stem for n in notebooks)}")
