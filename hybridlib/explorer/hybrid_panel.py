@@ -132,7 +132,7 @@ class HybridPanel:
     def _build_sliders(self) -> None:
         make, own = pieces.slider, self.session.own_shift
         self.common = make(
-            widgets.IntSlider, "common step", "updates made under the public prompt", value=8, min=0, max=27
+            widgets.IntSlider, "common step", "updates made under the public prompt", value=6, min=0, max=27
         )
         scales = {"min": 0.0, "max": 12.0, "step": 0.5, "readout_format": ".1f"}
         self.public_scale = make(

@@ -15,7 +15,7 @@ STYLE = f"""<style>
 .hl-out .hl-tree {{ display: block }}
 .hl-error {{ color: #8c1d18; background: #fdecea; border-left: 4px solid #b3261e; padding: 6px 10px; line-height: 1.4 }}
 .hl-cards {{ display: flex; flex-wrap: wrap; gap: 10px; margin: 2px 0 6px; line-height: 1.35 }}
-.hl-cards > div {{ flex: 1 1 170px; border: 1px solid #d9dde1; border-radius: 6px; padding: 6px 10px;
+.hl-cards > div {{ flex: 1 1 140px; border: 1px solid #d9dde1; border-radius: 6px; padding: 6px 10px;
   font: 12.5px system-ui, sans-serif; color: #6a727b }}
 .hl-cards b {{ display: block; font-size: 17px; color: #22262b }}
 .hl-bar {{ height: 6px; background: #e3e6e9; border-radius: 3px; margin: 4px 0 }}

@@ -43,6 +43,9 @@ def lab(tmp_path_factory):
     token = secrets.token_hex(8)
     folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")
     environment = os.environ | {name: str(home / name.lower()) for name in (*folders, "JUPYTERLAB_SETTINGS_DIR")}
+    settings = home / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--ip=127.0.0.1", f"--ServerApp.root_dir={root}"]
     command += [f"--IdentityProvider.token={token}", *(f"--{name}={value}" for name, value in QUIET.items())]
@@ -88,18 +91,15 @@ def _which(*names):
 @pytest.fixture(scope="module")
 def opened(lab, browser):
     """The browser with the notebook run and the first picture drawn whole."""
-    from selenium.webdriver import ActionChains, Keys
-    from selenium.webdriver.common.by import By
-
     browser.get(lab)
-    cell = _until(browser, ".jp-CodeCell .cm-content", LOADED_S)
-    idle = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
-    _until(browser, idle, LOADED_S)
-    cell.click()
-    ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-    _until(browser, ".hl-tree image", LOADED_S)
-    _wait(lambda: len(browser.find_elements(By.CSS_SELECTOR, ".hl-tree image")) > 3, LOADED_S, "frames on the branches")
-    _until(browser, ".widget-image[src^='blob'], img.widget-image", LOADED_S)
+    _until(browser, ".jp-Notebook-ExecutionIndicator[data-status='idle']", LOADED_S)
+    run = _until(browser, '[data-command="notebook:run-cell-and-select-next"]', LOADED_S)
+    _wait(run.is_displayed, LOADED_S, "the toolbar")
+    run.click()
+    _until(browser, ".jp-CodeCell.jp-mod-selected", LOADED_S)
+    run.click()
+    _wait(lambda: len(images(browser)) > 3, LOADED_S, "frames on the branches")
+    _wait(lambda: "planner" in text(browser, ".hl-note"), LOADED_S, "curves of the full runs")
     return browser
 
 
@@ -107,6 +107,7 @@ def test_a_moved_slider_changes_the_picture(opened):
     from selenium.webdriver import Keys
 
     before = images(opened)
+    opened.execute_script("arguments[0].scrollIntoView()", opened.find_element("css selector", ".widget-tab"))
     _shot(opened, "first")
     handle = slider(opened, "common step")
     for _ in range(6):
@@ -125,7 +126,9 @@ def test_an_unknown_word_is_named_where_the_user_looks(opened):
 
 
 def test_the_edge_plays(opened):
-    opened.find_elements("css selector", ".lm-TabBar-tab.jupyter-widget-TabPanel-tab, .widget-tab .lm-TabBar-tab")[1].click()
+    tabs = opened.find_elements("css selector", ".widget-tab .lm-TabBar-tab")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", tabs[1])
+    tabs[1].click()
     _wait(lambda: "mean delay" in text(opened, ".jupyter-widgets-view"), MOVED_S, "an episode")
     time.sleep(2)
     _shot(opened, "edge")
