@@ -95,7 +95,11 @@ def test_users_come_and_go(panel):
 
 
 def test_words_are_offered_while_they_are_typed(panel):
-    assert completions("a large r", ["red", "ring", "right", "blue"]) == ["a large red", "a large ring", "a large right"]
+    assert completions("a large r", ["red", "ring", "right", "blue"]) == [
+        "a large red",
+        "a large ring",
+        "a large right",
+    ]
     panel.public.value = "a cir"
     assert panel.public.options == ("a circle",)
 

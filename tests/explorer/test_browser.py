@@ -65,7 +65,11 @@ def lab(tmp_path_factory):
         yield f"{address}/doc/tree/00_explorer.ipynb?token={token}"
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from hybridlib.explorer.code import snippet
 from hybridlib.explorer.controls import Controls, codec_of
 from hybridlib.explorer.session import Session
 
-BASE = Controls("a circle", ("a large red circle on grass", "a small yellow circle"), common_step=3, num_inference_steps=6)
+BASE = Controls(
+    "a circle", ("a large red circle on grass", "a small yellow circle"), common_step=3, num_inference_steps=6
+)
 CASES = {
     "plain": {},
     "everything": {
