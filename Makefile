@@ -5,10 +5,10 @@ NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env reproduce test lint format notebooks results bench clean help
+.PHONY: env reproduce test test-browser lint format notebooks results bench clean clean-outputs help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 env: $(VENV)/.installed  ## .venv with the project and its pinned dependencies
 
@@ -24,6 +24,10 @@ reproduce: env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-med
 test: env  ## the test suite, then every committed notebook against its stored outputs
 	$(RUN) -m pytest
 	TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
+
+test-browser: env  ## the explorer in JupyterLab, driven in headless Chromium (apt-get install chromium chromium-driver)
+	$(RUN) -m pip install --quiet --editable '.[browser]'
+	$(RUN) -m pytest -m browser tests/explorer
 
 lint: env  ## ruff and the type checker
 	$(RUN) -m ruff check .
@@ -48,5 +52,10 @@ bench: env  ## both sides of every speed or size claim, in one run each
 	$(RUN) benchmarks/codecs.py
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/scheduling.py
 
-clean:  ## remove the environment and all outputs
-	rm -rf $(VENV) outputs
+clean:  ## remove the environment; outputs stay
+	rm -rf $(VENV)
+
+clean-outputs:  ## remove all outputs, after asking
+	@if [ ! -d outputs ]; then echo "there are no outputs"; exit 0; fi; du -sh outputs; \
+	read -p "Remove outputs/ with all images and tables in it? [y/N] " answer; \
+	if [ "$$answer" = y ]; then rm -rf outputs; else echo "kept"; fi

@@ -93,7 +93,7 @@ def _which(*names):
 
 
 @pytest.fixture(scope="module")
-def opened(lab, browser):
+def opened(browser, lab):
     """The browser with the notebook run and the first picture drawn whole."""
     browser.get(lab)
     _until(browser, ".jp-Notebook-ExecutionIndicator[data-status='idle']", LOADED_S)
@@ -133,7 +133,7 @@ def test_the_edge_plays(opened):
     tabs = opened.find_elements("css selector", ".widget-tab .lm-TabBar-tab")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", tabs[1])
     tabs[1].click()
-    _wait(lambda: "mean delay" in text(opened, ".jupyter-widgets-view"), MOVED_S, "an episode")
+    _wait(lambda: "mean delay" in text(opened, ".hl-cards"), MOVED_S, "an episode")
     time.sleep(2)
     _shot(opened, "edge")
 
