@@ -49,8 +49,8 @@ def bar(iterable: Iterable[Any] | None = None, *, show: bool = True, **options: 
     Args:
         show: False hides it. TQDM_DISABLE in the environment does, too.
     """
-    if not show:
-        options["disable"] = True  # an explicit False would override the environment
+    if not show or "TQDM_DISABLE" in os.environ:
+        options["disable"] = True
     return _kind()(iterable, **options)
 
 

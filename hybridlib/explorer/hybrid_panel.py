@@ -265,7 +265,7 @@ class HybridPanel:
 def _facts(picture: Picture) -> list[tuple[str, str, float | None]]:
     tree, alone = picture.cost
     facts: list[tuple[str, str, float | None]] = [
-        (f"{tree} NFE", f"denoiser evaluations; {alone} one user at a time ({tree / alone - 1:+.0%})", tree / alone)
+        (f"{tree} NFE", f"denoiser evaluations; {alone} one user at a time: {1 - tree / alone:.0%} saved", tree / alone)
     ]
     message, state, half = picture.link
     if not message:

@@ -80,7 +80,7 @@ def collect(profile: str, wanted: list[str]) -> list[Task]:
     if not folder.is_dir():
         known = ", ".join(sorted(p.name for p in folder.parent.iterdir() if p.is_dir()))
         raise ValueError(f"no profile {profile!r} in params/; there are {known}")
-    notebooks = [ROOT / "notebooks" / f"{study}.ipynb" for study in STUDIES]
+    notebooks = sorted(n for n in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb") if n.stem in STUDIES)
     for word in wanted:
         if not any(n.stem == word or n.stem.split("_")[0] == word for n in notebooks):
             raise ValueError(f"no notebook {word!r}; there are {', '.join(n.stem for n in notebooks)}")
