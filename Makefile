@@ -5,7 +5,7 @@ NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env reproduce test test-browser lint format notebooks results bench clean clean-outputs help
+.PHONY: env arguments reproduce test test-browser lint format notebooks results bench clean clean-outputs help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,8 +18,12 @@ $(VENV)/.installed: pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[dev,rl]'
 	@touch $@
 
-reproduce: env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
+reproduce: arguments env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
 	$(RUN) -m hybridlib.study.reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+
+arguments:  # refused before the environment is built
+	@test -d params/$(PROFILE) || { echo "no profile $(PROFILE); there are: $$(ls params | tr '\n' ' ')"; exit 2; }
+	@for n in $(NOTEBOOKS); do ls notebooks/$$n*.ipynb >/dev/null 2>&1 || { echo "no notebook $$n; there are: $$(ls notebooks | tr '\n' ' ')"; exit 2; }; done
 
 test: env  ## the test suite, then every committed notebook against its stored outputs
 	$(RUN) -m pytest

@@ -26,7 +26,7 @@ class Clock:
 
 def test_a_log_gets_a_line_now_and_then():
     log, clock = io.StringIO(), Clock()
-    made = LoggedBar(total=100, desc="denoise", unit="NFE", file=log)
+    made = LoggedBar(total=100, desc="denoise", unit="NFE", file=log, disable=False)
     made._time = clock
     made.start_t = made.last_print_t = clock.now
     for _ in range(100):
@@ -42,7 +42,7 @@ def test_a_log_gets_a_line_now_and_then():
 
 def test_what_is_over_soon_leaves_no_line():
     log = io.StringIO()
-    for _ in LoggedBar(range(1000), file=log):
+    for _ in LoggedBar(range(1000), file=log, disable=False):
         pass
     assert log.getvalue() == ""
 
