@@ -5,7 +5,7 @@ NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env reproduce test test-slow lint format notebooks results bench clean help
+.PHONY: env arguments reproduce test test-slow test-browser lint format notebooks results bench clean clean-outputs help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,8 +18,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,rl]'
 	@touch $@
 
-reproduce: env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
+reproduce: arguments env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
 	$(RUN) -m hybridlib.study.reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+
+arguments:  # refused before the environment is built
+	@test -d params/$(PROFILE) || { echo "no profile $(PROFILE); there are: $$(ls params | tr '\n' ' ')"; exit 2; }
+	@for n in $(NOTEBOOKS); do ls notebooks/$$n*.ipynb >/dev/null 2>&1 || { echo "no notebook $$n; there are: $$(ls notebooks | tr '\n' ' ')"; exit 2; }; done
 
 # One thread a worker: two torch processes of several threads each slow each other down many times.
 PYTEST := OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
@@ -31,6 +35,10 @@ test: env  ## the test suite without its slow part, then every committed noteboo
 test-slow: env  ## the rest: trainings, killed runs, null data, every shipped number measured again
 	$(PYTEST) -m slow
 
+test-browser: env  ## the explorer in JupyterLab, driven in headless Chromium (apt-get install chromium chromium-driver)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(RUN) -m pytest -m browser tests/explorer
+
 lint: env  ## ruff and the type checker
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -41,7 +49,8 @@ format: env  ## let ruff rewrite what it can
 	$(RUN) -m ruff format .
 
 notebooks: env  ## execute the committed notebooks in place with their smoke defaults
-	TQDM_DISABLE=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	TQDM_DISABLE=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace \
+		--NotebookExporter.preprocessors=hybridlib.study.stills.StillsOnly notebooks/*.ipynb
 	$(VENV)/bin/nbstripout --keep-output --keep-count --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 
 results: env  ## take the tables of a finished miniature-full run into data/results
@@ -51,7 +60,13 @@ bench: env  ## both sides of every speed or size claim, in one run each
 	$(RUN) benchmarks/study01.py
 	$(RUN) benchmarks/metrics.py
 	$(RUN) benchmarks/codecs.py
+	$(RUN) benchmarks/explorer.py
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/scheduling.py
 
-clean:  ## remove the environment and all outputs
-	rm -rf $(VENV) outputs
+clean:  ## remove the environment; outputs stay
+	rm -rf $(VENV)
+
+clean-outputs:  ## remove all outputs, after asking
+	@if [ ! -d outputs ]; then echo "there are no outputs"; exit 0; fi; du -sh outputs; \
+	read -p "Remove outputs/ with all images and tables in it? [y/N] " answer; \
+	if [ "$$answer" = y ]; then rm -rf outputs; else echo "kept"; fi

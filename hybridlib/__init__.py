@@ -2,7 +2,7 @@
 
 Floors, from the ground up; imports run downwards only, and wings do not import each other.
 
-paths files noise intervals fits prompts   used by all, use nothing above
+paths files noise intervals fits prompts progress   used by all, use nothing above
 codecs       latents as bytes and back, at any segment border
 denoising    trajectories and the tree they share, denoisers, sampler, state, pipelines, models by name
 metrics      alignment, fidelity, distortion, sentence similarity
@@ -11,12 +11,8 @@ hybrid       wing 1: hybrid inference; published grids, quality curves (HIQM), p
 compression  wing 2: latent compression; published grids, measured bytes, surfaces, claims
 scheduling   wing 4: edge servers and image tasks; system, rules, learners, study
 figures      the house style and the recurring plots
+explorer     the widgets of notebook 00, and what they compute
 miniature    captioned scenes and the recipes of the shipped models
 """
-
-import warnings
-
-# tqdm advises notebook widgets, which nothing here needs.
-warnings.filterwarnings("ignore", message="IProgress not found")
 
 __version__ = "0.1.0"

@@ -112,15 +112,20 @@ def closed_vocabulary(tokenizer: Any) -> tuple[str, ...] | None:
     return tuple(sorted({*whole} - ends | {word for word in SHORT_WORDS if word in ended}))
 
 
+def foreign_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
+    """The words in `texts` that are outside the closed vocabulary of a tokenizer; none if it has no such vocabulary."""
+    if tokenizer is None or (known := closed_vocabulary(tokenizer)) is None:
+        return []
+    found = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W\d_]+|\d|[^\w\s]+|_+", text.lower()))
+    return [word for word in found if word not in known]
+
+
 def warn_of_foreign_words(tokenizer: Any, texts: Iterable[str], stacklevel: int = 2) -> None:
     """Warn once of all words in `texts` that are outside the closed vocabulary of a tokenizer, if it has one."""
-    if tokenizer is None or (known := closed_vocabulary(tokenizer)) is None:
-        return
-    found = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W\d_]+|\d|[^\w\s]+|_+", text.lower()))
-    if foreign := [word for word in found if word not in known]:
+    if foreign := foreign_words(tokenizer, texts):
         warnings.warn(
             f"the model does not know {', '.join(map(repr, foreign))} and draws nonsense for it; its vocabulary is "
-            f"{', '.join(known)} (hybridlib.miniature.tokens.words())",
+            f"{', '.join(closed_vocabulary(tokenizer) or ())} (hybridlib.miniature.tokens.words())",
             stacklevel=stacklevel,
         )
 

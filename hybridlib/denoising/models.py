@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..paths import MODELS
+from ..progress import quiet_libraries
 
 if TYPE_CHECKING:
     from .hybrid_call import HybridPipeline
@@ -37,7 +38,7 @@ def locate(name: str) -> str:
     return name
 
 
-def _class_of(location: str) -> Any:
+def class_of(location: str) -> Any:
     """The pipeline class that the index of a folder or hub repository asks for."""
     from huggingface_hub import hf_hub_download
 
@@ -89,10 +90,11 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
     location = locate(name)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     try:
-        kind = _class_of(location)
+        kind = class_of(location)
         if Path(location).is_dir():  # parts that a folder was saved without, such as T5
             options |= dict.fromkeys(_absent(Path(location)))
-        pipeline = kind.from_pretrained(location, **options)
+        with quiet_libraries():
+            pipeline = kind.from_pretrained(location, **options)
     except OSError as error:
         if Path(location).is_dir():
             raise

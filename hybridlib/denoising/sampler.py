@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ..noise import initial_noise, step_generator
+from ..progress import bar
 from ..prompts import warn_of_foreign_words
 from .arguments import check_sampling, check_segments, latent_size
 from .families import collect, denoiser_of
@@ -101,14 +102,14 @@ def sample(
     made_by = resume.past.segments[-1].denoiser if resume else None
     options: dict[str, Any] = {"generators": generators, "handoff": handoff, "made_by": made_by}
     with progress_bar(tree.cost.tree, "denoise", progress is True) as own_bar:
-        bar = progress if isinstance(progress, tqdm) else own_bar
+        shown = progress if isinstance(progress, tqdm) else own_bar
         for front in walk(tree, given, scheduler, latents, noise_from_seeds=True, **options):
             if front.updates in wanted:
                 samples.kept[front.updates] = Kept(front.latents, rows_of(front.members), front.memory)
-            bar.update(front.nfe)
+            shown.update(front.nfe)
     return samples
 
 
 def progress_bar(total: int, description: str, show: bool, unit: str = "NFE") -> tqdm:
     """A bar over denoiser evaluations or another unit. TQDM_DISABLE in the environment hides it, too."""
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, **({} if show else {"disable": True}))
+    return bar(total=total, unit=unit, unit_scale=True, desc=description, show=show)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..progress import quiet_libraries
 from .base import default_device, file_sha256, package_folder
 
 MINILM = "all-MiniLM-L6-v2"
@@ -46,12 +47,13 @@ class SentenceSimilarity:
         checksum = file_sha256(weights)
         if name == MINILM and checksum != MINILM_SHA256:
             raise ValueError(f"{weights} should have SHA-256 {MINILM_SHA256[:12]}..., got {checksum[:12]}...")
-        model = SentenceTransformer(
-            str(folder),
-            device=device or default_device(),
-            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
-            local_files_only=True,
-        )
+        with quiet_libraries():
+            model = SentenceTransformer(
+                str(folder),
+                device=device or default_device(),
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+                local_files_only=True,
+            )
         identity = (
             f"sentence cosine, sentence-transformers {version('sentence-transformers')}, {Path(name).name}, "
             f"weights sha256 {checksum[:12]}"

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import argparse
 import html
+import os
 import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..paths import NOTEBOOKS, OUTPUTS, PARAMETERS, ROOT
-from .parameters import STUDIES
+from ..progress import LOG
+from . import preflight
+from .parameters import STUDIES, Parameters, closest
+
+TRACEBACK = "traceback.txt"  # beside the failed notebook
 
 
 class Task(NamedTuple):
-    """A notebook and its parameter file."""
+    """A notebook, its parameter file and what that says."""
 
     notebook: Path
     parameters: Path
+    checked: Parameters
 
     @property
     def name(self) -> str:
@@ -40,24 +47,31 @@ class Result(NamedTuple):
 
 
 def main() -> int:
-    """Exit status: 0 if all notebooks ran, 1 if one failed, 2 if parameters were refused before any ran."""
+    """Exit status: 0 if all notebooks ran, 1 if one failed, 2 if something was refused or missing before any ran."""
     parser = argparse.ArgumentParser(
         prog="python -m hybridlib.study.reproduce", description="Run the notebooks of a profile and write web pages."
     )
     parser.add_argument("--profile", default="miniature", help="a folder of params/ (default: miniature)")
     parser.add_argument("--notebooks", nargs="*", default=[], help="numbers or names, all by default, such as 01")
+    parser.add_argument("--on-cpu", action="store_true", help="run studies of large images without a GPU all the same")
     arguments = parser.parse_args()
     try:
         tasks = collect(arguments.profile, arguments.notebooks)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if missing := preflight.missing({task.name: task.checked for task in tasks}, arguments.on_cpu):
+        for sentence in missing:
+            print(f"error: {sentence}", file=sys.stderr)
+        return 2
     folder = OUTPUTS / arguments.profile
+    os.environ[LOG] = "1"  # nobody sits in front of the kernels
     results = []
     for number, task in enumerate(tasks, start=1):
         print(f"[{number}/{len(tasks)}] {task.name}", flush=True)
         results.append(run(task, folder))
-        status = f"FAILED: {results[-1].error}" if results[-1].error else "done"
+        trace = (folder / task.name / TRACEBACK).relative_to(folder.parent)
+        status = f"FAILED: {results[-1].error} [{trace}]" if results[-1].error else "done"
         print(f"[{number}/{len(tasks)}] {task.name} {status} ({results[-1].seconds:.0f} s)", flush=True)
     write_index(results, folder, arguments.profile)
     print(f"pages: {folder / 'index.html'}")
@@ -76,16 +90,19 @@ def collect(profile: str, wanted: list[str]) -> list[Task]:
     folder = PARAMETERS / profile
     if not folder.is_dir():
         known = ", ".join(sorted(p.name for p in folder.parent.iterdir() if p.is_dir()))
-        raise ValueError(f"no profile {profile!r} in params/; there are {known}")
-    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+        guess = closest(profile, known.split(", "))
+        raise ValueError(f"no profile {profile!r} in params/{guess}; there are {known}")
+    notebooks = sorted(n for n in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb") if n.stem in STUDIES)
     for word in wanted:
         if not any(n.stem == word or n.stem.split("_")[0] == word for n in notebooks):
-            raise ValueError(f"no notebook {word!r}; there are {', '.join(n.stem for n in notebooks)}")
-    chosen = [n for n in notebooks if not wanted or n.stem in wanted or n.stem.split("_")[0] in wanted]
-    tasks = [Task(n, folder / f"{n.stem}.yaml") for n in chosen]
-    for task in tasks:
-        STUDIES[task.name].from_yaml(task.parameters)
-    return tasks
+            guess = closest(word, [n.stem for n in notebooks])
+            raise ValueError(f"no notebook {word!r}{guess}; there are {', '.join(n.stem for n in notebooks)}")
+    belongs = [n for n in notebooks if (folder / f"{n.stem}.yaml").is_file()]
+    chosen = [n for n in notebooks if n.stem in wanted or n.stem.split("_")[0] in wanted] or belongs
+    if strange := [n.stem for n in chosen if n not in belongs]:
+        raise ValueError(f"{strange[0]} does not belong to the profile {profile!r}: it has no parameters there")
+    files = [folder / f"{n.stem}.yaml" for n in chosen]
+    return [Task(n, file, STUDIES[n.stem].from_yaml(file)) for n, file in zip(chosen, files, strict=True)]
 
 
 def run(task: Task, folder: Path) -> Result:
@@ -97,7 +114,7 @@ def run(task: Task, folder: Path) -> Result:
 
     target = folder / task.name
     target.mkdir(parents=True, exist_ok=True)
-    running, began, error = target / "running.ipynb", time.perf_counter(), ""
+    running, began, error, trace = target / "running.ipynb", time.perf_counter(), "", ""
     try:
         papermill.execute_notebook(
             task.notebook,
@@ -108,9 +125,13 @@ def run(task: Task, folder: Path) -> Result:
             stderr_file=sys.stderr,  # the progress bars of long cells
         )
     except PapermillExecutionError as failure:
-        error = f"{failure.ename}: {failure.evalue}"
+        error = f"{failure.ename}: {_first_line(failure.evalue)}"
+        trace = "\n".join(failure.traceback)
     except Exception as failure:  # a dead kernel must not keep the other notebooks from running
-        error = f"{type(failure).__name__}: {failure}"
+        error = f"{type(failure).__name__}: {_first_line(str(failure))}"
+        trace = traceback.format_exc()
+    if error:
+        (target / TRACEBACK).write_text(_without_colours(trace), encoding="utf-8")
     seconds = time.perf_counter() - began
     title, thumbnail = task.name, ""
     if running.is_file():
@@ -120,6 +141,14 @@ def run(task: Task, folder: Path) -> Result:
         nbformat.write(executed, running)
         running.replace(target / ("failed.ipynb" if error else "executed.ipynb"))
     return Result(task.name, title, seconds, error, thumbnail)
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "")
+
+
+def _without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def without_progress(notebook: Any) -> Any:

@@ -28,7 +28,7 @@ def test_notebook_defaults_are_the_smoke_profile(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modle: mini-sd3", "modle is no parameter; known: profile, prompts, model, "),
+        ("modle: mini-sd3", "modle is no parameter; did you mean 'model'; known: profile, prompts, model, "),
         ("sim_seeds: [1, one]", r"sim_seeds\[1\] = 'one': input should be a valid integer"),
         ("batch_size: 1e3", "batch_size = '1e3': input should be a valid integer"),
         ("batch_size: 0", "batch_size = 0: input should be greater than or equal to 1"),
@@ -92,6 +92,6 @@ def test_notebook_variables_are_checked_too():
 def test_unknown_names_that_papermill_injects_are_refused():
     executed = ["", "# Parameters: defaults\nbatch_size: int = 3", "# Parameters\nbatch_size = 4\nbatch_sise = 5"]
     names = {"In": executed, "batch_size": 4, "batch_sise": 5, "mine": 1}
-    with pytest.raises(ValueError, match="01_figures: batch_sise is no parameter; known: "):
+    with pytest.raises(ValueError, match="01_figures: batch_sise is no parameter; did you mean 'batch_size'; known: "):
         FiguresParameters.from_names(names)
     assert FiguresParameters.from_names(names | {"In": executed[:2]}).batch_size == 4

@@ -44,7 +44,10 @@ def run(monkeypatch, *arguments):
 @pytest.mark.filterwarnings("ignore")
 def test_a_failing_notebook_is_named_and_the_others_run(project, monkeypatch, capsys):
     assert run(monkeypatch, "--profile", "toy") == 1
-    assert "failed: 01_bad: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "failed: 01_bad: ZeroDivisionError: division by zero" in told.err
+    assert "FAILED: ZeroDivisionError: division by zero [toy/01_bad/traceback.txt]" in told.out
+    assert "Traceback" not in told.out + told.err
     pages = project / "outputs" / "toy"
     assert "toy" in (pages / "02_good.html").read_text()
     index = (pages / "index.html").read_text()
@@ -53,18 +56,37 @@ def test_a_failing_notebook_is_named_and_the_others_run(project, monkeypatch, ca
     assert (pages / "02_good" / "executed.ipynb").is_file()
     assert (pages / "01_bad" / "failed.ipynb").is_file()
     assert not (pages / "01_bad" / "executed.ipynb").exists()
+    trace = (pages / "01_bad" / "traceback.txt").read_text()
+    assert trace.rstrip().endswith("ZeroDivisionError: division by zero")
+    assert "\x1b" not in trace
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--profile", "nothing"), "no profile 'nothing' in params/; there are toy"),
+        (("--profile", "toi"), "no profile 'toi' in params/; did you mean 'toy'; there are toy"),
+        (("--profile", "toy", "--notebooks", "02_god"), "no notebook '02_god'; did you mean '02_good'; there are"),
         (("--profile", "toy", "--notebooks", "07"), "no notebook '07'; there are 01_bad, 02_good"),
     ],
 )
 def test_unknown_profile_or_notebook(project, monkeypatch, capsys, arguments, message):
     assert run(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_profile_runs_what_belongs_to_it(project, monkeypatch, capsys):
+    (project / "params" / "toy" / "01_bad.yaml").unlink()
+    assert [task.name for task in reproduce.collect("toy", [])] == ["02_good"]
+    assert run(monkeypatch, "--profile", "toy", "--notebooks", "01") == 2
+    assert "01_bad does not belong to the profile 'toy'" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said_before_anything_runs(project, monkeypatch, capsys):
+    (project / "params" / "toy" / "02_good.yaml").write_text("model: mini-nothing")
+    monkeypatch.setattr(reproduce, "run", lambda *a: pytest.fail("ran a notebook"))
+    assert run(monkeypatch, "--profile", "toy") == 2
+    assert capsys.readouterr().err.count("no miniature model 'mini-nothing'") == 1
 
 
 def test_a_bad_parameter_stops_everything_before_it_starts(project, monkeypatch, capsys):

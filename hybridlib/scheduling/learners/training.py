@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from ...files import write_atomically
+from ...progress import bar
 from ..system.arrivals import Arrivals, published_stream
 from ..system.environment import Environment, View
 from ..system.model import Floats, MecConfig, Model, check_model, check_real, check_whole
@@ -242,12 +242,10 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         delays, before = load(learner, checkpoint)
     began = saved = time.monotonic()
-    bar = tqdm(
-        range(len(delays), episodes), desc=learner.name, initial=len(delays), total=episodes, disable=not progress
-    )
-    for episode in bar:
+    played = bar(range(len(delays), episodes), desc=learner.name, initial=len(delays), total=episodes, show=progress)
+    for episode in played:
         delays.append(play_episode(learner, episode, arrivals_of(episode)))
-        bar.set_postfix(delay_s=f"{np.mean(delays[-20:]):.2f}", refresh=False)
+        played.set_postfix(delay_s=f"{np.mean(delays[-20:]):.2f}", refresh=False)
         now = time.monotonic()
         if checkpoint is not None and (now - saved > CHECKPOINT_EVERY_S or episode + 1 == episodes):
             save(learner, checkpoint, delays, before + now - began)

@@ -7,7 +7,6 @@ its numbers, and a training goes on from its checkpoint, so a killed run goes on
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from ...files import digest, read_table, write_json, write_table
+from ...progress import bar
 from ..learners.d2sac import D2sacA, D2sacB
 from ..learners.dqn import DqnTs
 from ..learners.lad import LadTs
@@ -149,7 +148,7 @@ class Study:
 
     def __init__(self, parameters: SchedulingParameters, folder: Path, progress: bool = True) -> None:
         self.parameters, self.folder = parameters, folder
-        self.progress = progress and "TQDM_DISABLE" not in os.environ  # an explicit `disable` would override it
+        self.progress = progress
         self.config = MecConfig(parameters.servers, parameters.max_tasks, parameters.slots)
 
     def training(self, method: str) -> Training:
@@ -179,7 +178,7 @@ class Study:
         """
         p, parts = self.parameters, []
         published = Model.draw(self.config).load
-        for load in tqdm([None, *p.loads], desc="loads", disable=not self.progress):
+        for load in bar([None, *p.loads], desc="loads", show=self.progress):
             config = self.config if load is None else self.config.at_load(load)
             episodes, seeds = (p.episodes, p.seeds) if load is None else (p.load_episodes, p.load_seeds)
             rules = self._rules(config, tuple(YARDSTICKS), p.fluid_iterations)
@@ -191,9 +190,7 @@ class Study:
     def sweeps(self) -> pd.DataFrame:
         """LAD-TS, `LINES`, ours and the bound along the published axes: a row per point, policy, seed and episode."""
         p, parts = self.parameters, []
-        for axis, value, config, settings in tqdm(
-            sweep_points(self.config, p), desc="sweeps", disable=not self.progress
-        ):
+        for axis, value, config, settings in bar(sweep_points(self.config, p), desc="sweeps", show=self.progress):
             training = Training("LAD-TS", config, p.sweep_episodes, tuple(p.sweep_seeds), settings)
             both = [self._rules(config, LINES, p.sweep_fluid_iterations), self._learned(training)]
             parts.append(pd.concat(both).assign(axis=axis, value=value, load=round(Model.draw(config).load, 4)))
@@ -202,7 +199,7 @@ class Study:
     def quirks(self) -> pd.DataFrame:
         """Short trainings, published and with one switch turned: one row per switch, seed and episode."""
         p, parts = self.parameters, []
-        for name, switch in tqdm(SWITCHES.items(), desc="quirks", disable=not self.progress):
+        for name, switch in bar(SWITCHES.items(), desc="quirks", show=self.progress):
             method, settings, stream, _ = switch
             training = Training(method, self.config, p.quirk_episodes, tuple(p.quirk_seeds), settings, stream)
             if self._contains(training):

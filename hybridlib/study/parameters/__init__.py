@@ -1,6 +1,6 @@
 """Parameters of the studies, checked before anything runs."""
 
-from .base import Parameters, PromptParameters, SamplingParameters, Settings
+from .base import Parameters, PromptParameters, SamplingParameters, Settings, closest
 from .studies import (
     STUDIES,
     AlignmentParameters,
@@ -29,4 +29,5 @@ __all__ = [
     "Settings",
     "SimilarityParameters",
     "SweepParameters",
+    "closest",
 ]

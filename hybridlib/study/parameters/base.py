@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
@@ -136,6 +138,12 @@ def _assigned_in_parameter_cells(executed: list[str]) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'", where one of the known words is nearly this one, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}" if near else ""
+
+
 P = TypeVar("P", bound=Parameters)
 
 
@@ -149,5 +157,6 @@ def _checked(cls: type[P], values: dict[str, Any], source: str) -> P:
             raise ValueError(f"{source}: {message}") from None
         key = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise ValueError(f"{source}: {key} is no parameter; known: {', '.join(cls.model_fields)}") from None
+            guess = closest(key, cls.model_fields)
+            raise ValueError(f"{source}: {key} is no parameter{guess}; known: {', '.join(cls.model_fields)}") from None
         raise ValueError(f"{source}: {key} = {first['input']!r}: {message[0].lower()}{message[1:]}") from None
