@@ -32,7 +32,7 @@ class EdgePanel:
         for control in (self.policy, self.busiest, self.number):
             control.observe(lambda _: self._later.do([self.show]), "value")
         self.message, self.facts = widgets.HTML(layout=pieces.WIDE), widgets.HTML(layout=pieces.WIDE)
-        self.charts = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", object_fit="contain"))
+        self.charts = pieces.Chart()
         note = widgets.HTML(f'<div class="hl-note">{_EXPLAINED}</div>', layout=pieces.WIDE)
         left = widgets.VBox(
             [
@@ -74,4 +74,4 @@ class EdgePanel:
                 (f"{episode.wait_s[-1].max():.0f} s", "longest queue as the last slot starts", None),
             ]
         )
-        self.charts.value = png(episode_charts(episode, self.edge.rivals(play)))
+        self.charts.show(png(episode_charts(episode, self.edge.rivals(play))))

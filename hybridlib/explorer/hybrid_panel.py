@@ -46,7 +46,7 @@ class HybridPanel:
         self._build_sliders()
         self.message, self.tree, self.facts, self.code = (widgets.HTML(layout=pieces.WIDE) for _ in range(4))
         self.tree.add_class("hl-out")
-        self.charts = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", object_fit="contain"))
+        self.charts = pieces.Chart()
         self.charts_note = widgets.HTML(layout=pieces.WIDE)
         left = widgets.VBox(
             [
@@ -249,7 +249,7 @@ class HybridPanel:
             self._curves = self._make_curves()
         quality = self._curves.quality(self.picture)
         rates = self._curves.rates(self.picture, self.session)
-        self.charts.value = png(quality_and_rates(self.picture, quality, rates))
+        self.charts.show(png(quality_and_rates(self.picture, quality, rates)))
         safe = min(curve.safe_step for curve in quality)
         self.charts_note.value = (
             f'<div class="hl-note">Measured on the miniature models. Blue: up to common step {safe} the planner '

@@ -51,6 +51,18 @@ def heading(text: str) -> widgets.HTML:
     return widgets.HTML(f'<div class="hl-head">{html.escape(text)}</div>')
 
 
+class Chart(widgets.Image):
+    """A PNG that takes no place before there is one."""
+
+    def __init__(self) -> None:
+        super().__init__(format="png", layout=widgets.Layout(max_width="100%", object_fit="contain", display="none"))
+
+    def show(self, png: bytes) -> None:
+        """Show this PNG."""
+        self.value = png
+        self.layout.display = ""
+
+
 def error(sentence: str) -> str:
     """A sentence where the user looks."""
     return f'<div class="hl-error" role="alert">{html.escape(sentence)}</div>'
