@@ -155,6 +155,14 @@ def sample_scenes(count: int, seed: int) -> Scenes:
     )
 
 
+def sample_lone(count: int, seed: int, shapes: int = len(SHAPES), colours: int = len(COLOURS)) -> Scenes:
+    """Draw `count` scenes with one object each, of the first `shapes` and `colours` only."""
+    share = shapes * colours / (2 * len(SHAPES) * len(COLOURS))
+    pool = sample_scenes(int(1.2 * count / share) + 100, seed)
+    fits = (pool.count == 1) & (pool.shape[:, 0] < shapes) & (pool.colour[:, 0] < colours)
+    return pool[fits.nonzero()[:count, 0]]
+
+
 def _place(objects: Tensor, relation: Tensor, jitter: Tensor) -> Tensor:
     """Centres (B, 2, 2): a lone object near the middle, a pair on either side of it along the relation's axis."""
     lone = 32 + 8 * jitter

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ...intervals import HOLDS, NEGATIVE, POSITIVE, verdict
 from ...paths import PUBLISHED
+from ...runs import Interval, percent_above, percent_below, t_interval
 from ..rules.heuristics import YARDSTICKS
 from .pieces import BOUND, LEARNERS, LINES, OURS
-from .statistics import Interval, percent_above, percent_below, t_interval
 from .variants import SWITCHES
 
 Floats = NDArray[np.float64]

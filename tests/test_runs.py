@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hybridlib.scheduling.study.statistics import percent_above, percent_below, t_interval
+from hybridlib.runs import percent_above, percent_below, t_interval
 
 
 def test_interval_is_scipys_own():
