@@ -79,16 +79,16 @@ def diffusion_scheduler(kind=DPMSolverMultistepScheduler, **options):
     return kind(**options)
 
 
-def random_unet(widths=(16, 32), seed=0, **config):
-    """An untrained UNet with one attention layer on either side."""
+def random_unet(width=32, seed=0, **config):
+    """An untrained UNet of one level, with attention before, in and after its middle."""
     torch.manual_seed(seed)
     config = {"cross_attention_dim": 16} | config
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=widths,
+        block_out_channels=(width,),
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
         attention_head_dim=4,
         norm_num_groups=4,
         **config,

@@ -16,7 +16,10 @@ from .trajectory import Conditioning
 
 
 class Space(NamedTuple):
-    """What two models have to share so that one can go on with the latents of the other."""
+    """What two models have to share so that one can go on with the latents of the other.
+
+    A tiny autoencoder decodes the scaled latents of the VAE that it imitates and does not tell their scaling: None.
+    """
 
     latent_channels: int
     vae_scaling: float | None
@@ -24,10 +27,18 @@ class Space(NamedTuple):
     prediction_type: str
     training_noise: str  # the noise schedule that they were trained on
 
+    @staticmethod
+    def of(model: Any, vae: Any, prediction_type: str, training_noise: str) -> Space:
+        """The space of a network and the VAE of its pipeline."""
+        tiny = type(vae).__name__ == "AutoencoderTiny"
+        scaling = None if tiny else float(vae.config.scaling_factor)
+        shift = None if tiny else float(vae.config.get("shift_factor") or 0.0)
+        return Space(model.config.in_channels, scaling, shift, prediction_type, training_noise)
+
     def difference(self, other: Space) -> str | None:
-        """The first thing in which two spaces differ, in words, or None."""
+        """The first thing in which two spaces differ, as far as both tell, in words, or None."""
         for name, mine, its in zip(self._fields, self, other, strict=True):
-            if mine != its:
+            if mine != its and None not in (mine, its):
                 return f"{name.replace('_', ' ').replace('vae', 'VAE')} {mine} and {its}"
         return None
 

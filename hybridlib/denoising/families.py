@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from .denoisers import GuidedDenoiser
-from .trajectory import check_type
+from .denoisers import Denoiser, GuidedDenoiser
+from .trajectory import Conditioning, check_type
 
 DIFFUSERS = (
     *("StableDiffusion3Pipeline", "StableDiffusionXLPipeline"),
@@ -69,6 +69,18 @@ def collect(first: GuidedDenoiser, others: Mapping[str, Any] | None) -> dict[str
         if (difference := first.space.difference(denoisers[name].space)) is not None:
             raise ValueError(f"denoiser {name!r} cannot go on with the latents of the first: they have {difference}")
     return denoisers
+
+
+def nfe_of(denoisers: Mapping[str, Denoiser]) -> Callable[[str, Conditioning], int]:
+    """Evaluations of a row at one timestep from the denoiser's name and the conditioning, as `Tree` asks for them.
+
+    A name that is not there counts as classifier-free guidance; whoever walks the tree refuses it.
+    """
+
+    def nfe(name: str, conditioning: Conditioning) -> int:
+        return denoisers[name].nfe(conditioning) if name in denoisers else conditioning.nfe
+
+    return nfe
 
 
 def _check_network(name: str, first: GuidedDenoiser, model: Any) -> None:

@@ -14,7 +14,7 @@ from ..prompts import warn_of_foreign_words
 from . import arguments
 from .arguments import HybridArguments
 from .denoisers import GuidedDenoiser
-from .families import collect
+from .families import collect, nfe_of
 from .plans import Handover, Plan, compressed, make_plan
 from .samples import decode, rows_of
 from .solvers import (
@@ -179,8 +179,9 @@ class HybridPipeline:
         if ask.denoisers is None:
             return {"": first}, []
         numbers = ask.parts(num_inference_steps)
+        places = [next(i for i, other in enumerate(ask.denoisers) if other is d) for d in ask.denoisers]
         own = (self, first.model)
-        names = ["" if any(d is thing for thing in own) else f"denoiser {i}" for i, d in enumerate(ask.denoisers)]
+        names = ["" if any(ask.denoisers[i] is thing for thing in own) else f"denoiser {i}" for i in places]
         others = {name: d for name, d in zip(names, ask.denoisers, strict=True) if name}
         return collect(first, others), list(zip(names, numbers, strict=True))
 
@@ -199,8 +200,7 @@ class HybridPipeline:
             return HybridPipelineOutput(_finish(first, latents, call["output_type"]), Cost(0, 0), None)
         size = (latents.shape[-2], latents.shape[-1])
         scheduler = prepared_scheduler(first, call["num_inference_steps"], size, call.get("sigmas"), call.get("mu"))
-        nfe = lambda name, conditioning: denoisers[name].nfe(conditioning)  # noqa: E731
-        tree, levels = Tree(plan.trajectories, evaluations(scheduler), nfe), noise_levels(scheduler)
+        tree, levels = Tree(plan.trajectories, evaluations(scheduler), nfe_of(denoisers)), noise_levels(scheduler)
         solver, made_by = solver_identity(scheduler), None
         if (kept := plan.handover) is not None:
             if kept.solver != solver or not torch.equal(kept.levels, levels):
@@ -239,12 +239,12 @@ class HybridPipeline:
     def _generators(self: Any, call: dict[str, Any], rows: int) -> dict[int, Generator]:
         """Where each row draws the noise of its updates: for one image what stock diffusers draws from."""
         given = call["generator"]
+        if (len(given) if isinstance(given, list) else 1) != rows:
+            raise ValueError(
+                f"generator must be a list of num_images_per_prompt={rows} generators: "
+                f"{type(self.scheduler).__name__} draws noise for each image at every step"
+            )
         if not isinstance(given, list):
-            if rows > 1:
-                raise ValueError(
-                    f"generator must be a list of num_images_per_prompt={rows} generators: "
-                    f"{type(self.scheduler).__name__} draws noise for each image at every step"
-                )
             device = self._execution_device
             default = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else None
             given = [given or default or torch.default_generator]

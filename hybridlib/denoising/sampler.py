@@ -12,7 +12,7 @@ from ..noise import initial_noise, step_generator
 from ..progress import bar
 from ..prompts import warn_of_foreign_words
 from .arguments import check_sampling, check_segments, latent_size
-from .families import collect, denoiser_of
+from .families import collect, denoiser_of, nfe_of
 from .samples import Kept, Samples, rows_of
 from .solvers import draws_noise, evaluations, prepared_scheduler, read_history, write_history
 from .state import DenoiseState
@@ -78,7 +78,7 @@ def sample(
     size = latent_size(first, height, width)
     shape = (first.latent_channels, *size)
     scheduler = prepared_scheduler(first, steps, size, shift=shift)
-    tree = Tree(trajectories, evaluations(scheduler), lambda name, conditioning: given[name].nfe(conditioning))
+    tree = Tree(trajectories, evaluations(scheduler), nfe_of(given))
     generators = None
     if draws_noise(scheduler):
         generators = {seed: step_generator(seed, shape, tree.start, first.dtype) for seed in tree.seeds}

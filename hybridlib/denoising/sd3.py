@@ -35,8 +35,7 @@ class SD3Denoiser(GuidedDenoiser):
     @property
     def space(self) -> Space:
         """See `GuidedDenoiser.space`. Every flow is trained on all noise levels between data and noise."""
-        vae = self.pipeline.vae.config
-        return Space(self.latent_channels, vae.scaling_factor, vae.shift_factor, "flow_prediction", "flow")
+        return Space.of(self.model, self.pipeline.vae, "flow_prediction", "flow")
 
     @property
     def size_multiple(self) -> int:

@@ -32,13 +32,13 @@ class UNetDenoiser(GuidedDenoiser):
     @property
     def space(self) -> Space:
         """See `GuidedDenoiser.space`. The prediction type of a network is told by its pipeline's scheduler."""
-        vae, noise = self.pipeline.vae.config, self.pipeline.scheduler.config
+        noise = self.pipeline.scheduler.config
         names = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
         training = " ".join(str(noise.get(name)) for name in names)
         training += " own betas" * (noise.get("trained_betas") is not None)
         training += " zero SNR" * bool(noise.get("rescale_betas_zero_snr"))
         kind = noise.get("prediction_type", "epsilon")
-        return Space(self.latent_channels, vae.scaling_factor, vae.get("shift_factor"), kind, training)
+        return Space.of(self.model, self.pipeline.vae, kind, training)
 
     @property
     def size_multiple(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from ..paths import ROOT
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..denoising.denoisers import GuidedDenoiser
     from ..denoising.hybrid_call import HybridPipeline
     from ..metrics import Metric
     from .parameters import Parameters, SamplingParameters, Settings
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 PACKAGES = ("hybridlib", "torch", "diffusers", "transformers")
 SCHEDULE_COLUMNS = ("num_inference_steps", "shift", "sigma")  # of every table of scores
 IMAGES_PER_CHUNK = 128  # scored, and remembered as scored, together
+
+
+class Models(NamedTuple):
+    """The denoisers of a study beside the pipeline's own, and what a solver remembers at a handoff; see `sample`."""
+
+    denoisers: Mapping[str, Any] | None = None
+    handoff: str = "keep"
+
+    def __repr__(self) -> str:
+        return f"Models({', '.join(self.denoisers or ())}, handoff={self.handoff!r})"
 
 
 class Outcome(NamedTuple):
@@ -45,32 +56,37 @@ def generate(
     folder: Path,
     settings: Settings,
     progress: bool = True,
+    models: Models | None = None,
 ) -> Outcome:
     """Write the image of every row's `trajectory` to `folder / path` (PNG).
 
-    The unit is a shard: all trajectories that grow from one root, that is one seed and first conditioning; no work is
-    shared between shards. A finished shard leaves a ledger of its files' checksums; it is skipped next time only if
-    trajectories, settings, model and versions are the same and every file is intact. Otherwise the whole shard is made
-    again, so its bytes never depend on where an earlier run was killed.
+    The unit is a shard: all trajectories that grow from one root, that is one seed, first conditioning and denoiser;
+    no work is shared between shards. A finished shard leaves a ledger of its files' checksums; it is skipped next time
+    only if trajectories, settings, models and versions are the same and every file is intact. Otherwise the whole
+    shard is made again, so its bytes never depend on where an earlier run was killed.
 
     Args:
         table: columns `path` (unique, relative) and `trajectory`; other columns are ignored.
+        models: the denoisers beside the pipeline's own, where trajectories name others.
 
     Raises:
         ValueError: before any denoising, if paths repeat or a trajectory leaves the schedule.
     """
+    from ..denoising.families import collect, denoiser_of, nfe_of
     from ..denoising.sampler import progress_bar
 
     if duplicates := table["path"][table["path"].duplicated()].tolist():
         raise ValueError(f"every image needs its own path, {duplicates[0]!r} occurs more than once")
     shards = list(_shards(table))
-    trees = [Tree(list(shard["trajectory"])) for shard in shards]
+    models = models or Models()
+    denoisers = collect(denoiser_of(pipeline), models.denoisers)
+    trees = [Tree(list(shard["trajectory"]), nfe=nfe_of(denoisers)) for shard in shards]
     if beyond := [tree.stop for tree in trees if tree.stop > settings.num_inference_steps]:
         raise ValueError(
             f"a trajectory stops at {beyond[0]}, beyond num_inference_steps={settings.num_inference_steps}"
         )
-    context = _context(pipeline, settings)
-    cost = Cost(sum(t.cost.tree for t in trees), sum(t.cost.one_at_a_time for t in trees))
+    context = _context(pipeline, settings, models, denoisers)
+    cost = Cost.total(tree.cost for tree in trees)
     seconds = 0.0
     with progress_bar(cost.tree, "generate", progress) as bar:
         for shard, tree in zip(shards, trees, strict=True):
@@ -78,7 +94,7 @@ def generate(
             ledger = folder / ".ledger" / f"{digest(context, rows)}.json"
             done = _finished_seconds(ledger, folder)
             if done is None:
-                done = _run_shard(shard, pipeline, folder, settings, ledger, bar)
+                done = _run_shard(shard, pipeline, folder, settings, ledger, bar, models)
             else:
                 bar.update(tree.cost.tree)
             seconds += done
@@ -86,7 +102,7 @@ def generate(
 
 
 def _shards(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    keys = [(t.seed, t.segments[0].conditioning) for t in table["trajectory"]]
+    keys = [(t.seed, t.segments[0].conditioning, t.segments[0].denoiser) for t in table["trajectory"]]
     for _, rows in table.groupby(pd.Series(keys, index=table.index), sort=False):
         yield rows
 
@@ -98,11 +114,12 @@ def _run_shard(
     settings: Settings,
     ledger: Path,
     bar: tqdm,
+    models: Models,
 ) -> float:
     from ..denoising.sampler import sample
 
     began = time.perf_counter()
-    samples = sample(pipeline, list(shard["trajectory"]), progress=bar, **settings.sampling())
+    samples = sample(pipeline, list(shard["trajectory"]), progress=bar, **models._asdict(), **settings.sampling())
     paths = list(shard["path"])
     checksums = {paths[index]: write_image(image, folder / paths[index]) for index, image in samples.each_image()}
     seconds = time.perf_counter() - began
@@ -122,12 +139,15 @@ def _finished_seconds(ledger: Path, folder: Path) -> float | None:
     return record["seconds"]
 
 
-def _context(pipeline: HybridPipeline, settings: Settings) -> list[Any]:
-    from ..denoising.families import denoiser_of
-
+def _context(
+    pipeline: HybridPipeline, settings: Settings, models: Models, denoisers: Mapping[str, GuidedDenoiser]
+) -> list[Any]:
     scheduler = pipeline.scheduler
     schedule = [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
-    return [denoiser_of(pipeline).identity, schedule, settings._asdict(), versions().to_dict()]
+    context = [denoisers[""].identity, schedule, settings._asdict(), versions().to_dict()]
+    if not models.denoisers:  # as ledgers were before there were any
+        return context
+    return [*context, models.handoff, {name: denoiser.identity for name, denoiser in denoisers.items()}]
 
 
 def score(
@@ -174,6 +194,7 @@ def run(
     parameters: SamplingParameters,
     metrics: Sequence[Metric],
     name: str = "scores",
+    models: Models | None = None,
 ) -> tuple[pd.DataFrame, Outcome]:
     """Images, scores and provenance of a study: `generate`, then `score`, then `<name>.json` beside the table.
 
@@ -181,9 +202,9 @@ def run(
     at `common_step`.
     """
     settings = parameters.settings()
-    outcome = generate(table, pipeline, folder, settings)
+    outcome = generate(table, pipeline, folder, settings, models=models)
     scores = score(with_schedule(table, table["common_step"], pipeline, settings), folder, metrics, name)
-    write_json(provenance(pipeline, parameters, metrics), folder / f"{name}.json")
+    write_json(provenance(pipeline, parameters, metrics, models), folder / f"{name}.json")
     return scores, outcome
 
 
@@ -209,16 +230,21 @@ def with_schedule(
     )
 
 
-def provenance(pipeline: HybridPipeline, parameters: Parameters, metrics: Sequence[Metric]) -> dict[str, Any]:
+def provenance(
+    pipeline: HybridPipeline, parameters: Parameters, metrics: Sequence[Metric], models: Models | None = None
+) -> dict[str, Any]:
     """What a table was made from: parameters, versions, git revision, model and metric identities."""
-    from ..denoising.families import denoiser_of
+    from ..denoising.families import collect, denoiser_of
 
+    denoisers = collect(denoiser_of(pipeline), models.denoisers if models else None)
+    others = {name: denoiser.identity for name, denoiser in denoisers.items() if name}
     return {
         "notebook": parameters.notebook,
         "parameters": parameters.model_dump(),
         "versions": versions().to_dict(),
         "git_revision": git_revision(),
-        "model": denoiser_of(pipeline).identity,
+        "model": denoisers[""].identity,
+        **({"denoisers": others, "handoff": models.handoff} if models and others else {}),
         "scheduler": {"class": type(pipeline.scheduler).__name__, "shift": pipeline.scheduler.config.get("shift")},
         "metrics": {metric.name: metric.identity for metric in metrics},
     }

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hybridlib.codecs import MinMax
 from hybridlib.denoising.trajectory import Segment, Trajectory
-from hybridlib.denoising.tree import Tree
+from hybridlib.denoising.tree import Cost, Tree
 from hybridlib.hybrid import grids
 from hybridlib.prompts import PromptSet
 
@@ -61,9 +62,9 @@ def brute_force_cost(trajectories):
     """NFE as the number of distinct (seed, conditionings so far) prefixes, two for a guided step."""
     prefixes = set()
     for t in trajectories:
-        conditionings = tuple(move.conditioning for move in t.moves())
+        conditionings = tuple((move.denoiser, move.conditioning) for move in t.moves())
         prefixes |= {(t.seed, conditionings[: i + 1]) for i in range(len(conditionings))}
-    return sum(2 if path[-1].guidance_scale > 1 else 1 for _, path in prefixes), len(prefixes)
+    return sum(2 if path[-1][1].guidance_scale > 1 else 1 for _, path in prefixes), len(prefixes)
 
 
 hybrids = st.builds(
@@ -79,14 +80,43 @@ hybrids = st.builds(
 )
 
 
-@given(st.lists(hybrids, min_size=1, max_size=20))
+splits = st.builds(lambda t, a: t.with_denoisers([("", a), ("small", 6 - a)]), hybrids, st.integers(0, 6))
+
+
+@given(st.lists(hybrids | splits, min_size=1, max_size=20))
 def test_tree_shares_exactly_the_common_prefixes(trajectories):
     tree = Tree(trajectories)
     assert (tree.cost.tree, tree.steps) == brute_force_cost(trajectories)
     for level, step in zip(tree.levels, range(6), strict=True):
         assert sorted(i for edge in level for i in edge.members) == list(range(len(trajectories)))
         for edge in level:
-            assert {list(trajectories[i].moves())[step].conditioning for i in edge.members} == {edge.conditioning}
+            moves = {list(trajectories[i].moves())[step] for i in edge.members}
+            assert {(move.conditioning, move.denoiser) for move in moves} == {(edge.conditioning, edge.denoiser)}
+    assert Cost.total([tree.cost, tree.cost]).tree == 2 * sum(tree.cost.of(name).tree for name in tree.denoisers)
+
+
+def test_the_default_denoiser_leaves_no_trace_in_json():
+    """Ledgers and states of studies with one model keep their bytes."""
+    path = Trajectory.plain("a ring", 1, num_inference_steps=6)
+    told = {"prompt": "a ring", "start": 0, "stop": 6, "guidance_scale": 7.0, "negative_prompt": ""}
+    assert path.as_json() == {"seed": 1, "segments": [told]}
+    split = path.with_denoisers([("", 2), ("small", 4)])
+    assert [segment.get("denoiser") for segment in split.as_json()["segments"]] == [None, "small"]
+    assert Trajectory.from_json(split.as_json()) == split
+    assert path.with_denoisers([("", 6)]) == path
+
+
+def test_parts_cut_segments_and_leave_codecs_where_they_were():
+    path = Trajectory.hybrid("a", "b", 3, 1, num_inference_steps=8).with_codec(3, MinMax(4)).with_codec(5, MinMax(8))
+    split = path.with_denoisers([("x", 2), ("y", 0), ("z", 3), ("x", 3)])
+    assert [(s.start, s.stop, s.prompt, s.denoiser, s.codec) for s in split.segments] == [
+        (0, 2, "a", "x", None),
+        (2, 3, "a", "z", None),
+        (3, 5, "b", "z", MinMax(4)),
+        (5, 8, "b", "x", MinMax(8)),
+    ]
+    with pytest.raises(ValueError, match="the parts end after 5 updates, the trajectory after 8"):
+        path.with_denoisers([("x", 5)])
 
 
 def test_counts_of_the_published_similarity_study():

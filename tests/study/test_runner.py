@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from factories import random_sd, random_unet
 from PIL import Image
 
+from hybridlib.denoising.identity import model_identity
 from hybridlib.denoising.trajectory import Trajectory
-from hybridlib.files import read_image, read_table, write_image, write_table
+from hybridlib.files import digest, read_image, read_table, write_image, write_table
 from hybridlib.hybrid import grids
 from hybridlib.prompts import PromptSet
 from hybridlib.study import results
@@ -75,6 +77,37 @@ def test_a_finished_study_is_not_run_again(tiny, tmp_path, monkeypatch):
     generate(small_table(), tiny, tmp_path, SETTINGS, progress=False)
     monkeypatch.setattr(tiny.transformer, "forward", lambda *a, **k: pytest.fail("evaluated the network"))
     generate(small_table(), tiny, tmp_path, SETTINGS, progress=False)
+
+
+def test_the_ledger_of_one_model_is_named_as_ever(tiny, tmp_path):
+    """By model, scheduler, settings, versions and rows, and nothing of what came later."""
+    table = small_table(seeds=(1,)).iloc[:1]
+    generate(table, tiny, tmp_path, SETTINGS, progress=False)
+    scheduler = {k: v for k, v in tiny.scheduler.config.items() if not k.startswith("_")}
+    schedule = [type(tiny.scheduler).__name__, scheduler]
+    context = [model_identity(tiny.transformer), schedule, SETTINGS._asdict(), study.versions().to_dict()]
+    rows = [[table["path"].iloc[0], table["trajectory"].iloc[0].as_json()]]
+    assert [p.stem for p in (tmp_path / ".ledger").iterdir()] == [digest(context, rows)]
+
+
+def test_a_ledger_tells_denoisers_and_handoffs_apart(tmp_path):
+    pipeline, settings = random_sd(), SETTINGS._replace(num_inference_steps=3)
+    paths = [Trajectory.plain("a ring", seed, 4.0, "", 3).with_denoisers([("", 1), ("small", 2)]) for seed in (1, 2)]
+    table = pd.DataFrame({"path": ["1.png", "2.png"], "trajectory": paths})
+
+    def pictures(seed, handoff="keep"):
+        models = study.Models({"small": random_unet(width=16, seed=seed)}, handoff)
+        outcome = generate(table, pipeline, tmp_path, settings, progress=False, models=models)
+        assert [tuple(part) for part in outcome.cost.by_denoiser] == [("", 4, 4), ("small", 8, 8)]
+        return snapshot(tmp_path)
+
+    first = pictures(5)
+    assert all(pictures(6)[name] != value for name, value in first.items())
+    assert pictures(5) == first
+    assert pictures(5, "reset") != first
+    assert len(list((tmp_path / ".ledger").iterdir())) == 2 * 3
+    with pytest.raises(ValueError, match="a segment asks for denoiser 'small'; there are ''"):
+        generate(table, pipeline, tmp_path, settings, progress=False)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "alter"])
