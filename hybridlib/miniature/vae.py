@@ -1,8 +1,13 @@
-"""The autoencoder of mini-sd3: 64x64 pixels to 16 x 8 x 8 latents and back, the ratio of the real SD3 autoencoder."""
+"""The autoencoders of the miniature pipelines, both from 64x64 pixels to 1024 numbers and back.
+
+mini-sd3 has 16 x 8 x 8 latents, the ratio of the real SD3 autoencoder. mini-sd has 4 x 16 x 16: the four channels of
+SD1.x, a quarter of the side instead of an eighth.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
@@ -11,13 +16,28 @@ from torch import Tensor
 from .scenes import render, sample_scenes
 from .training import History, Recipe, fit
 
-RECIPE = Recipe(steps=4600, batch_size=12, learning_rate=2e-3, seed=1, ema_decay=0.998)
-DECODER_RECIPE = Recipe(steps=2200, batch_size=16, learning_rate=1e-3, seed=6, ema_decay=0.998)
 KL_WEIGHT = 1e-6
 
 
-def build() -> AutoencoderKL:
-    """An untrained autoencoder with 1.0 M parameters."""
+class Stages(NamedTuple):
+    """An autoencoder is trained whole, and then its decoder alone, which leaves the latents as they are."""
+
+    whole: Recipe
+    decoder: Recipe
+
+
+SD3_STAGES = Stages(
+    Recipe(steps=4600, batch_size=12, learning_rate=2e-3, seed=1, ema_decay=0.998),
+    Recipe(steps=2200, batch_size=16, learning_rate=1e-3, seed=6, ema_decay=0.998),
+)
+SD_STAGES = Stages(
+    Recipe(steps=2000, batch_size=8, learning_rate=3e-3, seed=21, ema_decay=0.998),
+    Recipe(steps=1600, batch_size=12, learning_rate=1.5e-3, seed=22, ema_decay=0.998),
+)
+
+
+def build_sd3() -> AutoencoderKL:
+    """An untrained autoencoder with 1.0 M parameters, 16 latent channels and 8x downsampling."""
     return AutoencoderKL(
         latent_channels=16,
         block_out_channels=(16, 32, 64, 64),
@@ -31,42 +51,71 @@ def build() -> AutoencoderKL:
     )
 
 
-def train(folder: Path) -> tuple[AutoencoderKL, dict[str, tuple[Recipe, History]]]:
-    """Train both halves on fresh scenes, set the latents to unit variance, then sharpen the decoder alone.
+def build_sd() -> AutoencoderKL:
+    """An untrained autoencoder with 0.4 M parameters, 4 latent channels, 4x downsampling and SD1.x's 1x1 convolutions
+    on both sides of the latents."""
+    return AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(16, 32, 48),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
 
-    The second stage leaves the encoder, and so the latents, as they are.
-    """
-    torch.manual_seed(RECIPE.seed)
-    vae = build()
+
+def train_whole(folder: Path, vae: AutoencoderKL, recipe: Recipe) -> History:
+    """Train both halves on fresh scenes, then set the latents to zero mean and unit variance."""
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         """Mean absolute and squared error, slight KL."""
-        images = 2 * render(sample_scenes(RECIPE.batch_size, seed=RECIPE.seed * 10_000_019 + step)) - 1
+        images = _images(recipe, step)
         posterior = vae.encode(images).latent_dist
         error = vae.decode(posterior.sample(generator)).sample.float() - images
         return error.abs().mean() + 2 * error.square().mean() + KL_WEIGHT * posterior.kl().mean()
 
-    def decoder_loss_of(step: int, generator: torch.Generator) -> Tensor:
+    history = fit("vae", vae, loss_of, recipe, folder)
+    normalise(vae)
+    return history
+
+
+def train_decoder(folder: Path, vae: AutoencoderKL, recipe: Recipe) -> History:
+    """Sharpen the decoder alone."""
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
         """Squared error, which is what PSNR measures."""
-        seed = DECODER_RECIPE.seed * 10_000_019 + step
-        images = 2 * render(sample_scenes(DECODER_RECIPE.batch_size, seed)) - 1
+        images = _images(recipe, step)
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mean
-        return (vae.decoder(latents).float() - images).square().mean()
+        return (vae.decode(latents).sample.float() - images).square().mean()
 
-    history = fit("vae", vae, loss_of, RECIPE, folder)
-    normalise(vae)
-    decoder_history = fit("vae-decoder", vae.decoder, decoder_loss_of, DECODER_RECIPE, folder)
-    return vae, {"vae": (RECIPE, history), "vae decoder": (DECODER_RECIPE, decoder_history)}
+    return fit("vae-decoder", vae.decoder, loss_of, recipe, folder)
+
+
+def _images(recipe: Recipe, step: int) -> Tensor:
+    """Fresh scenes of one training step, (B, 3, 64, 64) in [-1, 1]."""
+    return 2 * render(sample_scenes(recipe.batch_size, seed=recipe.seed * 10_000_019 + step)) - 1
 
 
 @torch.inference_mode()
 def normalise(vae: AutoencoderKL, count: int = 1024) -> None:
-    """Write the scale and shift that give the latents zero mean and unit variance into the model's config."""
+    """Write the scale and shift that give the latents zero mean and unit variance into the model.
+
+    SD3's pipelines read a shift from the config. SD1.x's know only a scale, so there the mean of each channel moves
+    into the biases of the 1x1 convolutions around the latents, which leaves every reconstruction as it was.
+    """
     scenes = sample_scenes(count, seed=77)
     latents = torch.cat([vae.encode(2 * render(scenes[i : i + 64]) - 1).latent_dist.mean for i in range(0, count, 64)])
-    shift, scale = latents.mean().item(), 1 / latents.std().item()
-    vae.register_to_config(shift_factor=round(shift, 6), scaling_factor=round(scale, 6))
+    if vae.quant_conv is None:
+        shift, scale = latents.mean().item(), 1 / latents.std().item()
+        vae.register_to_config(shift_factor=round(shift, 6), scaling_factor=round(scale, 6))
+        return
+    mean = latents.mean(dim=(0, 2, 3))
+    vae.quant_conv.bias[: len(mean)] -= mean
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    vae.register_to_config(scaling_factor=round(1 / (latents - mean[:, None, None]).std().item(), 6))
 
 
 @torch.inference_mode()

@@ -1,0 +1,122 @@
+"""mini-sd: Stable Diffusion 1.x at miniature scale, a UNet that predicts the noise of captioned scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from ..paths import MODELS
+from .corpus import corpus, draw_captions, token_ids
+from .tokens import build_tokenizer
+from .training import History, Recipe, fit
+
+RECIPE = Recipe(steps=3000, batch_size=32, learning_rate=1.5e-3, seed=23, ema_decay=0.998, warmup_steps=200)
+CORPUS_SCENES = 24_576
+MIDDLE = 0.35  # noise to signal half way through the schedule: mini-sd3's shift
+LAST = 0.977  # where the schedule is cut: noise to signal 14.9, close to SD1.x's 14.6
+MAX_WEIGHT = 25.0
+
+
+def trained_betas(steps: int = 1000) -> list[float]:
+    """The noise schedule of mini-sd, as diffusers' schedulers take it.
+
+    Noise of one level destroys more of a small latent than of a large one, so SD1.x's betas, which belong to latents
+    of 64 x 64, would decide everything in the last few steps here. This is mini-sd3's flow schedule written as a
+    variance-preserving one: noise to signal is sigma/alpha = 0.35 u / (1 - u), u from 0.001 to 0.977 in equal steps.
+    """
+    u = torch.arange(1, steps + 1, dtype=torch.float64) / steps * LAST
+    kept = 1 / (1 + (MIDDLE * u / (1 - u)) ** 2)
+    return (1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])).tolist()
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ of second order at the spacing that SD1.4's configuration gives it: 999, 959, ... for 25 steps."""
+    return DPMSolverMultistepScheduler(trained_betas=trained_betas())
+
+
+class TextToNoise(nn.Module):
+    """The trained part of the pipeline: token ids and noisy latents to noise."""
+
+    def __init__(self, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = build_unet(text_encoder.config.hidden_size)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        """Noise in latents (B, 4, 16, 16) at timesteps (B,) under token ids (B, 16)."""
+        return self.unet(latents, timesteps, self.text_encoder(ids).last_hidden_state, return_dict=False)[0]
+
+
+def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
+    """SD1.x's four levels and middle block in 1.6 M parameters. Every residual branch starts as nothing, as in LDM."""
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(24, 32, 48, 48),
+        attention_head_dim=(2, 4, 4, 4),  # numbers of heads, as diffusers reads it for UNets of this kind
+        cross_attention_dim=cross_attention_dim,
+        norm_num_groups=8,
+    )
+    for name, module in unet.named_modules():
+        if name.endswith((".conv2", ".proj_out", "conv_out")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return unet
+
+
+def start_text_encoder() -> CLIPTextModel:
+    """The wider text encoder of mini-sd3 without its last layer, whose output mini-sd3's transformer never saw.
+
+    SD1.x, too, starts from a text encoder that knows its words; this one goes on learning.
+    """
+    trained = CLIPTextModelWithProjection.from_pretrained(MODELS / "mini-sd3" / "text_encoder_2", dtype=torch.float32)
+    config = CLIPTextConfig(**{**trained.config.to_dict(), "num_hidden_layers": 1})
+    encoder = CLIPTextModel(config)
+    weights = {key.removeprefix("text_model."): value for key, value in trained.state_dict().items()}
+    encoder.load_state_dict({key: weights[key] for key in encoder.state_dict()})
+    encoder.final_layer_norm.reset_parameters()  # the one of mini-sd3 belongs to the layer that is gone
+    return encoder
+
+
+def train(folder: Path, vae: AutoencoderKL, recipe: Recipe = RECIPE) -> tuple[StableDiffusionPipeline, History]:
+    """Noise prediction on cached latents. Noise levels are drawn log-normally around one, and the error is weighed as
+    that of v (Salimans and Ho 2022, table 1: 1 + SNR on x0), capped, so that noisy levels count, where layout is
+    decided."""
+    scenes, latents = corpus(folder, vae, CORPUS_SCENES)
+    tokenize = token_ids(build_tokenizer())
+    torch.manual_seed(recipe.seed)
+    model = TextToNoise(start_text_encoder())
+    kept = (1 - torch.tensor(trained_betas(), dtype=torch.float64)).cumprod(0)
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
+        ids = tokenize(draw_captions(scenes[rows], step, generator))
+        ratio = (0.2 + 1.2 * torch.randn(len(rows), generator=generator)).exp()
+        timesteps = (1000 / LAST * ratio / (ratio + MIDDLE) - 1).round().long().clamp(0, 999)
+        alpha, sigma = kept[timesteps].sqrt().float(), (1 - kept[timesteps]).sqrt().float()
+        clean = latents[rows].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = alpha[:, None, None, None] * clean + sigma[:, None, None, None] * noise
+        error = F.mse_loss(model(noisy, timesteps, ids).float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        return (error * alpha.square().reciprocal().clamp(max=MAX_WEIGHT)).mean()
+
+    history = fit("unet", model, loss_of, recipe, folder)
+    return pipeline(model.unet, model.text_encoder, vae), history
+
+
+def pipeline(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: AutoencoderKL) -> StableDiffusionPipeline:
+    """The stock pipeline of the trained parts."""
+    return StableDiffusionPipeline(
+        unet=unet,
+        scheduler=scheduler(),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
