@@ -13,7 +13,7 @@ import hybridlib
 PACKAGE = Path(hybridlib.__file__).parent
 GROUND = {"paths", "files", "noise", "intervals", "fits", "prompts"}
 FLOORS = [GROUND, {"codecs"}, {"denoising"}, {"metrics"}, {"study"}]
-FLOORS += [{"hybrid", "compression", "scheduling"}, {"figures"}, {"miniature"}]
+FLOORS += [{"hybrid", "compression", "scheduling"}, {"figures"}, {"training"}, {"miniature"}]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 

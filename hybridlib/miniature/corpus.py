@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
+from ..training.loop import Draw
 from .scenes import IMAGE_SIZE, Scenes, captions, render, sample_scenes
 from .tokens import MAX_TOKENS
 
@@ -48,10 +49,10 @@ def corpus(folder: Path, vae: AutoencoderKL, count: int = SCENES) -> tuple[Scene
     return scenes, load_file(path)["latents"]
 
 
-def draw_captions(scenes: Scenes, step: int, generator: torch.Generator) -> list[str]:
+def draw_captions(scenes: Scenes, draw: Draw) -> list[str]:
     """Captions of one training step: their detail changes from step to step, and some are dropped for guidance."""
-    texts = captions(scenes, keep=(0.4, 0.7, 1.0, 1.0)[step % 4], seed=step)
-    dropped = torch.rand(len(texts), generator=generator) < CAPTION_DROPOUT
+    texts = captions(scenes, keep=(0.4, 0.7, 1.0, 1.0)[draw.step % 4], seed=draw.step)
+    dropped = torch.rand(len(texts), generator=draw.generator) < CAPTION_DROPOUT
     return ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
 
 

@@ -13,9 +13,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from ..training.loop import Draw, History, Recipe, fit
 from .corpus import corpus, draw_captions, token_ids
 from .tokens import MAX_TOKENS, build_tokenizer
-from .training import History, Recipe, fit
 
 RECIPE = Recipe(steps=10_000, batch_size=128, learning_rate=2e-3, seed=2, ema_decay=0.999, warmup_steps=400)
 SHIFT = 0.35  # of the noise schedule: the closest to SD3's curves in data/results/05_schedules.parquet
@@ -122,9 +122,10 @@ def train(folder: Path, vae: AutoencoderKL, recipe: Recipe = RECIPE) -> tuple[St
     attention = NullTokenAttention()
     model.transformer.set_attn_processor(attention)
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
-        texts = draw_captions(scenes[rows], step, generator)
+    def loss_of(draw: Draw) -> Tensor:
+        generator = draw.generator
+        rows = torch.randint(len(latents), (draw.size,), generator=generator)
+        texts = draw_captions(scenes[rows], draw)
         attention.multiplicity = MAX_NULL_TOKENS ** torch.rand((), generator=generator).item()
         sigmas = torch.sigmoid(0.5 + torch.randn(len(rows), generator=generator))
         clean = latents[rows].float()

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..paths import MODELS
+from ..training.loop import Draw, History, Recipe, fit
 from .corpus import corpus, draw_captions, token_ids
 from .tokens import build_tokenizer
-from .training import History, Recipe, fit
 
-RECIPE = Recipe(steps=3000, batch_size=32, learning_rate=1.5e-3, seed=23, ema_decay=0.998, warmup_steps=200)
-CORPUS_SCENES = 24_576
+RECIPE = Recipe(
+    steps=100_000, batch_size=16, learning_rate=1.2e-3, seed=23, ema_decay=0.998, warmup_steps=100, schedule="constant"
+)
+FINISH = Recipe(steps=600, batch_size=16, learning_rate=6e-4, seed=24, ema_decay=0.99, warmup_steps=20)
+CORPUS_SCENES = 16_384
 MIDDLE = 0.35  # noise to signal half way through the schedule: mini-sd3's shift
 LAST = 0.977  # where the schedule is cut: noise to signal 14.9, close to SD1.x's 14.6
 MAX_WEIGHT = 25.0
@@ -92,9 +95,10 @@ def train(folder: Path, vae: AutoencoderKL, recipe: Recipe = RECIPE) -> tuple[St
     model = TextToNoise(start_text_encoder())
     kept = (1 - torch.tensor(trained_betas(), dtype=torch.float64)).cumprod(0)
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
-        ids = tokenize(draw_captions(scenes[rows], step, generator))
+    def loss_of(draw: Draw) -> Tensor:
+        generator = draw.generator
+        rows = torch.randint(len(latents), (draw.size,), generator=generator)
+        ids = tokenize(draw_captions(scenes[rows], draw))
         ratio = (0.2 + 1.2 * torch.randn(len(rows), generator=generator)).exp()
         timesteps = (1000 / LAST * ratio / (ratio + MIDDLE) - 1).round().long().clamp(0, 999)
         alpha, sigma = kept[timesteps].sqrt().float(), (1 - kept[timesteps]).sqrt().float()

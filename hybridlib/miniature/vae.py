@@ -6,6 +6,7 @@ SD1.x, a quarter of the side instead of an eighth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ..training.loop import Draw, History, Recipe, fit
 from .scenes import render, sample_scenes
-from .training import History, Recipe, fit
 
 KL_WEIGHT = 1e-6
+Runs = dict[str, tuple[Recipe, History]]  # part of a model -> how it was trained
 
 
 class Stages(NamedTuple):
@@ -66,14 +68,23 @@ def build_sd() -> AutoencoderKL:
     )
 
 
+def train(folder: Path, build: Callable[[], AutoencoderKL], stages: Stages) -> tuple[AutoencoderKL, Runs]:
+    """Both stages, one after the other."""
+    torch.manual_seed(stages.whole.seed)
+    vae = build()
+    history = train_whole(folder, vae, stages.whole)
+    decoder_history = train_decoder(folder, vae, stages.decoder)
+    return vae, {"vae": (stages.whole, history), "vae decoder": (stages.decoder, decoder_history)}
+
+
 def train_whole(folder: Path, vae: AutoencoderKL, recipe: Recipe) -> History:
     """Train both halves on fresh scenes, then set the latents to zero mean and unit variance."""
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+    def loss_of(draw: Draw) -> Tensor:
         """Mean absolute and squared error, slight KL."""
-        images = _images(recipe, step)
+        images = _images(draw)
         posterior = vae.encode(images).latent_dist
-        error = vae.decode(posterior.sample(generator)).sample.float() - images
+        error = vae.decode(posterior.sample(draw.generator)).sample.float() - images
         return error.abs().mean() + 2 * error.square().mean() + KL_WEIGHT * posterior.kl().mean()
 
     history = fit("vae", vae, loss_of, recipe, folder)
@@ -84,9 +95,9 @@ def train_whole(folder: Path, vae: AutoencoderKL, recipe: Recipe) -> History:
 def train_decoder(folder: Path, vae: AutoencoderKL, recipe: Recipe) -> History:
     """Sharpen the decoder alone."""
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+    def loss_of(draw: Draw) -> Tensor:
         """Squared error, which is what PSNR measures."""
-        images = _images(recipe, step)
+        images = _images(draw)
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mean
         return (vae.decode(latents).sample.float() - images).square().mean()
@@ -94,9 +105,9 @@ def train_decoder(folder: Path, vae: AutoencoderKL, recipe: Recipe) -> History:
     return fit("vae-decoder", vae.decoder, loss_of, recipe, folder)
 
 
-def _images(recipe: Recipe, step: int) -> Tensor:
+def _images(draw: Draw) -> Tensor:
     """Fresh scenes of one training step, (B, 3, 64, 64) in [-1, 1]."""
-    return 2 * render(sample_scenes(recipe.batch_size, seed=recipe.seed * 10_000_019 + step)) - 1
+    return 2 * render(sample_scenes(draw.size, draw.key)) - 1
 
 
 @torch.inference_mode()

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from ..denoising.models import load
 from ..files import write_atomically
 from ..paths import MODELS, OUTPUTS
-from . import clip, diffusion, vae
+from ..training.loop import History, Recipe
+from . import clip, diffusion, sd, vae
 from .judge import Judge, Reading, accuracy, arrangement_correct, objects_correct
 from .judge import train as train_judge
 from .scenes import COLOURS, SHAPES, SIZES, Scenes, captions, contradict, sample_scenes
-from .training import History, Recipe
 
 RUNS = OUTPUTS / "training"
 AGAINST = "guidance 8 against a negative prompt"
@@ -25,11 +25,21 @@ AGAINST = "guidance 8 against a negative prompt"
 
 def train_mini_sd3() -> Path:
     """Train autoencoder, text encoders and transformer, and ship them as one `StableDiffusion3Pipeline` folder."""
-    autoencoder, runs = vae.train(RUNS)
+    autoencoder, runs = vae.train(RUNS, vae.build_sd3, vae.SD3_STAGES)
     pipeline, history = diffusion.train(RUNS, autoencoder)
     folder = MODELS / "mini-sd3"
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     _write_training(folder, runs | {"transformer": (diffusion.RECIPE, history)})
+    return folder
+
+
+def train_mini_sd() -> Path:
+    """Train autoencoder, text encoder and UNet, and ship them as one `StableDiffusionPipeline` folder."""
+    autoencoder, runs = vae.train(RUNS / "mini-sd", vae.build_sd, vae.SD_STAGES)
+    pipeline, history = sd.train(RUNS / "mini-sd", autoencoder)
+    folder = MODELS / "mini-sd"
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    _write_training(folder, runs | {"unet": (sd.RECIPE, history)})
     return folder
 
 
@@ -56,7 +66,12 @@ def train_mini_judge() -> Path:
     return folder
 
 
-TRAINERS = {"mini-sd3": train_mini_sd3, "mini-clip": train_mini_clip, "mini-judge": train_mini_judge}
+TRAINERS = {
+    "mini-sd3": train_mini_sd3,
+    "mini-sd": train_mini_sd,
+    "mini-clip": train_mini_clip,
+    "mini-judge": train_mini_judge,
+}
 
 
 def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float]]:

@@ -1,0 +1,1 @@
+"""Training: one loop, noise assignment, pruning, distillation, VAEs."""
