@@ -39,8 +39,8 @@ def corpus(folder: Path, vae: AutoencoderKL, count: int = SCENES) -> tuple[Scene
     if not path.exists():
         shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
         latents = []
-        for i in tqdm(range(0, count, 64), desc="encode scenes", mininterval=2):
-            mean = vae.encode(2 * render(scenes[i : i + 64]) - 1).latent_dist.mean
+        for i in tqdm(range(0, count, 16), desc="encode scenes", mininterval=2):
+            mean = vae.encode(2 * render(scenes[i : i + 16]) - 1).latent_dist.mean
             latents.append(((mean - shift) * scale).half())
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")

@@ -16,10 +16,17 @@ from .corpus import corpus, draw_captions, token_ids
 from .tokens import build_tokenizer
 
 RECIPE = Recipe(
-    steps=100_000, batch_size=16, learning_rate=1.2e-3, seed=23, ema_decay=0.998, warmup_steps=100, schedule="constant"
+    steps=100_000,
+    batch_size=24,
+    learning_rate=1.5e-3,
+    seed=23,
+    ema_decay=0.998,
+    warmup_steps=100,
+    schedule="constant",
+    parts=2,
 )
-FINISH = Recipe(steps=600, batch_size=16, learning_rate=6e-4, seed=24, ema_decay=0.99, warmup_steps=20)
-CORPUS_SCENES = 16_384
+FINISH = RECIPE._replace(steps=600, learning_rate=8e-4, seed=24, ema_decay=0.99, warmup_steps=20, schedule="cosine")
+CORPUS_SCENES = 6144
 MIDDLE = 0.35  # noise to signal half way through the schedule: mini-sd3's shift
 LAST = 0.977  # where the schedule is cut: noise to signal 14.9, close to SD1.x's 14.6
 MAX_WEIGHT = 25.0
