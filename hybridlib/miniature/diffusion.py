@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from ..paths import MODELS
 from ..training.loop import Draw, History, Recipe, fit
 from .corpus import corpus, draw_captions, token_ids
 from .tokens import MAX_TOKENS, build_tokenizer
@@ -60,6 +61,17 @@ class TextToVelocity(nn.Module):
             timestep=1000 * sigmas,
             return_dict=False,
         )[0]
+
+    @staticmethod
+    def shipped() -> TextToVelocity:
+        """That of mini-sd3 as it ships, in float32."""
+        folder, tokenizer = MODELS / "mini-sd3", build_tokenizer()
+        model = TextToVelocity(len(tokenizer), tokenizer.eos_token_id)
+        for name in ("text_encoder", "text_encoder_2"):
+            part = CLIPTextModelWithProjection.from_pretrained(folder / name, dtype=torch.float32)
+            setattr(model, name, part)
+        model.transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        return model.requires_grad_(False).eval()
 
 
 def _text_encoder(width: int, vocabulary: int, eos_token_id: int) -> CLIPTextModelWithProjection:

@@ -5,28 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..paths import MODELS
-from ..training.loop import Draw, History, Recipe, fit
+from ..training.loop import Draw, History, LossOf, Recipe, fit
 from .corpus import corpus, draw_captions, token_ids
+from .diffusion import TextToVelocity
+from .scenes import Scenes
 from .tokens import build_tokenizer
+from .vae import for_sd
 
 RECIPE = Recipe(
     steps=100_000,
-    batch_size=24,
-    learning_rate=1.5e-3,
+    batch_size=64,
+    learning_rate=2e-3,
     seed=23,
-    ema_decay=0.998,
+    ema_decay=0.995,
     warmup_steps=100,
     schedule="constant",
     parts=2,
 )
-FINISH = RECIPE._replace(steps=600, learning_rate=8e-4, seed=24, ema_decay=0.99, warmup_steps=20, schedule="cosine")
-CORPUS_SCENES = 6144
+FINISH = RECIPE._replace(steps=300, learning_rate=1e-3, seed=24, ema_decay=0.98, warmup_steps=10, schedule="cosine")
+CORPUS_SCENES = 8192
 MIDDLE = 0.35  # noise to signal half way through the schedule: mini-sd3's shift
 LAST = 0.977  # where the schedule is cut: noise to signal 14.9, close to SD1.x's 14.6
 MAX_WEIGHT = 25.0
@@ -58,16 +60,18 @@ class TextToNoise(nn.Module):
         self.unet = build_unet(text_encoder.config.hidden_size)
 
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
-        """Noise in latents (B, 4, 16, 16) at timesteps (B,) under token ids (B, 16)."""
+        """Noise in latents (B, 16, 8, 8) at timesteps (B,) under token ids (B, 16)."""
         return self.unet(latents, timesteps, self.text_encoder(ids).last_hidden_state, return_dict=False)[0]
 
 
 def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
-    """SD1.x's four levels and middle block in 1.6 M parameters. Every residual branch starts as nothing, as in LDM."""
+    """SD1.x's four levels and middle block in 1.5 M parameters. Every residual branch starts as nothing, as in LDM."""
     unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(24, 32, 48, 48),
-        attention_head_dim=(2, 4, 4, 4),  # numbers of heads, as diffusers reads it for UNets of this kind
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(40, 40, 32, 32),
+        attention_head_dim=4,  # the number of heads, as diffusers reads it for UNets of this kind
         cross_attention_dim=cross_attention_dim,
         norm_num_groups=8,
     )
@@ -92,31 +96,53 @@ def start_text_encoder() -> CLIPTextModel:
     return encoder
 
 
-def train(folder: Path, vae: AutoencoderKL, recipe: Recipe = RECIPE) -> tuple[StableDiffusionPipeline, History]:
-    """Noise prediction on cached latents. Noise levels are drawn log-normally around one, and the error is weighed as
-    that of v (Salimans and Ho 2022, table 1: 1 + SNR on x0), capped, so that noisy levels count, where layout is
-    decided."""
-    scenes, latents = corpus(folder, vae, CORPUS_SCENES)
-    tokenize = token_ids(build_tokenizer())
-    torch.manual_seed(recipe.seed)
+def train(folder: Path) -> tuple[StableDiffusionPipeline, dict[str, tuple[Recipe, History]]]:
+    """Train at a constant rate, then let the rate fall to zero. A longer training changes `RECIPE.steps` alone."""
+    torch.manual_seed(RECIPE.seed)
+    vae = AutoencoderKL.from_pretrained(MODELS / "mini-sd3" / "vae", torch_dtype=torch.float32)
     model = TextToNoise(start_text_encoder())
+    loss_of = noise_loss(model, *corpus(folder, vae, CORPUS_SCENES))
+    history = fit("unet", model, loss_of, RECIPE, folder)
+    finish = fit("unet-finish", model, loss_of, FINISH, folder)
+    runs = {"unet": (RECIPE, history), "unet, falling rate": (FINISH, finish)}
+    return pipeline(model.unet, model.text_encoder, for_sd(vae)), runs
+
+
+def noise_loss(model: nn.Module, scenes: Scenes, latents: Tensor) -> LossOf:
+    """The error of a predicted noise, against the noise that was added and against what mini-sd3 would have said.
+
+    mini-sd3 shares the latents; its answer is the mean of all noises that may have been added, so that learning from
+    it takes a fraction of the steps (distillation as in BK-SDM, arXiv 2305.15798, without features). Noise levels are
+    log-normal around one, and errors are weighed as those of v (Salimans and Ho 2022), capped, so that noisy levels
+    count, where layout is decided.
+    """
+    teacher = TextToVelocity.shipped()
+    tokenize, tokenize_2 = token_ids(build_tokenizer()), token_ids(build_tokenizer(pad_token="!"))
     kept = (1 - torch.tensor(trained_betas(), dtype=torch.float64)).cumprod(0)
 
-    def loss_of(draw: Draw) -> Tensor:
+    def loss_of(draw: Draw) -> dict[str, Tensor]:
         generator = draw.generator
         rows = torch.randint(len(latents), (draw.size,), generator=generator)
-        ids = tokenize(draw_captions(scenes[rows], draw))
-        ratio = (0.2 + 1.2 * torch.randn(len(rows), generator=generator)).exp()
+        texts = draw_captions(scenes[rows], draw)
+        ratio = (1.4 * torch.randn(draw.size, generator=generator)).exp()
         timesteps = (1000 / LAST * ratio / (ratio + MIDDLE) - 1).round().long().clamp(0, 999)
-        alpha, sigma = kept[timesteps].sqrt().float(), (1 - kept[timesteps]).sqrt().float()
+        alpha, sigma = (level.sqrt().float()[:, None, None, None] for level in (kept[timesteps], 1 - kept[timesteps]))
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
-        noisy = alpha[:, None, None, None] * clean + sigma[:, None, None, None] * noise
-        error = F.mse_loss(model(noisy, timesteps, ids).float(), noise, reduction="none").mean(dim=(1, 2, 3))
-        return (error * alpha.square().reciprocal().clamp(max=MAX_WEIGHT)).mean()
+        noisy = alpha * clean + sigma * noise
+        with torch.no_grad():
+            level = sigma / (alpha + sigma)  # the same ratio of noise to signal on mini-sd3's straight path
+            straight = noisy / (alpha + sigma)
+            velocity = teacher(straight, level.flatten(), tokenize(texts), tokenize_2(texts))
+            expected = straight + (1 - level) * velocity
+        predicted = model(noisy, timesteps, tokenize(texts)).float()
+        weight = alpha.square().reciprocal().clamp(max=MAX_WEIGHT)
+        return {
+            "noise": 0.5 * (weight * (predicted - noise).square()).mean(),
+            "teacher": (weight * (predicted - expected).square()).mean(),
+        }
 
-    history = fit("unet", model, loss_of, recipe, folder)
-    return pipeline(model.unet, model.text_encoder, vae), history
+    return loss_of
 
 
 def pipeline(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: AutoencoderKL) -> StableDiffusionPipeline:

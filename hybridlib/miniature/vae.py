@@ -1,12 +1,7 @@
-"""The autoencoders of the miniature pipelines, both from 64x64 pixels to 1024 numbers and back.
-
-mini-sd3 has 16 x 8 x 8 latents, the ratio of the real SD3 autoencoder. mini-sd has 4 x 16 x 16: the four channels of
-SD1.x, a quarter of the side instead of an eighth.
-"""
+"""The autoencoder of mini-sd3 and mini-sd: 64x64 pixels to 16 x 8 x 8 latents and back, the ratio of SD3's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,17 +23,13 @@ class Stages(NamedTuple):
     decoder: Recipe
 
 
-SD3_STAGES = Stages(
+STAGES = Stages(
     Recipe(steps=4600, batch_size=12, learning_rate=2e-3, seed=1, ema_decay=0.998),
     Recipe(steps=2200, batch_size=16, learning_rate=1e-3, seed=6, ema_decay=0.998),
 )
-SD_STAGES = Stages(
-    Recipe(steps=2000, batch_size=8, learning_rate=3e-3, seed=21, ema_decay=0.998),
-    Recipe(steps=1600, batch_size=12, learning_rate=1.5e-3, seed=22, ema_decay=0.998),
-)
 
 
-def build_sd3() -> AutoencoderKL:
+def build() -> AutoencoderKL:
     """An untrained autoencoder with 1.0 M parameters, 16 latent channels and 8x downsampling."""
     return AutoencoderKL(
         latent_channels=16,
@@ -53,22 +44,25 @@ def build_sd3() -> AutoencoderKL:
     )
 
 
-def build_sd() -> AutoencoderKL:
-    """An untrained autoencoder with 0.4 M parameters, 4 latent channels, 4x downsampling and SD1.x's 1x1 convolutions
-    on both sides of the latents."""
-    return AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(16, 32, 48),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=64,
-    )
+def for_sd(vae: AutoencoderKL) -> AutoencoderKL:
+    """The same autoencoder for pipelines of SD1.x, which know a scale of the latents but no shift.
+
+    SD1.x has 1x1 convolutions on both sides of the latents. Here they are identities whose biases take the shift off
+    and put it back, so every reconstruction and every normalised latent stays as it was.
+    """
+    channels = vae.config.latent_channels
+    config = {**vae.config, "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None}
+    sd = AutoencoderKL.from_config(config)
+    sd.load_state_dict(vae.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer, shift in ((sd.quant_conv, -vae.config.shift_factor), (sd.post_quant_conv, vae.config.shift_factor)):
+            layer.weight.copy_(torch.eye(len(layer.weight))[:, :, None, None])
+            layer.bias.zero_()
+            layer.bias[:channels] = shift
+    return sd.eval()
 
 
-def train(folder: Path, build: Callable[[], AutoencoderKL], stages: Stages) -> tuple[AutoencoderKL, Runs]:
+def train(folder: Path, stages: Stages = STAGES) -> tuple[AutoencoderKL, Runs]:
     """Both stages, one after the other."""
     torch.manual_seed(stages.whole.seed)
     vae = build()
@@ -112,21 +106,11 @@ def _images(draw: Draw) -> Tensor:
 
 @torch.inference_mode()
 def normalise(vae: AutoencoderKL, count: int = 1024) -> None:
-    """Write the scale and shift that give the latents zero mean and unit variance into the model.
-
-    SD3's pipelines read a shift from the config. SD1.x's know only a scale, so there the mean of each channel moves
-    into the biases of the 1x1 convolutions around the latents, which leaves every reconstruction as it was.
-    """
+    """Write the scale and shift that give the latents zero mean and unit variance into the model's config."""
     scenes = sample_scenes(count, seed=77)
     latents = torch.cat([vae.encode(2 * render(scenes[i : i + 64]) - 1).latent_dist.mean for i in range(0, count, 64)])
-    if vae.quant_conv is None:
-        shift, scale = latents.mean().item(), 1 / latents.std().item()
-        vae.register_to_config(shift_factor=round(shift, 6), scaling_factor=round(scale, 6))
-        return
-    mean = latents.mean(dim=(0, 2, 3))
-    vae.quant_conv.bias[: len(mean)] -= mean
-    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
-    vae.register_to_config(scaling_factor=round(1 / (latents - mean[:, None, None]).std().item(), 6))
+    shift, scale = latents.mean().item(), 1 / latents.std().item()
+    vae.register_to_config(shift_factor=round(shift, 6), scaling_factor=round(scale, 6))
 
 
 @torch.inference_mode()

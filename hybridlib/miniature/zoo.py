@@ -25,7 +25,7 @@ AGAINST = "guidance 8 against a negative prompt"
 
 def train_mini_sd3() -> Path:
     """Train autoencoder, text encoders and transformer, and ship them as one `StableDiffusion3Pipeline` folder."""
-    autoencoder, runs = vae.train(RUNS, vae.build_sd3, vae.SD3_STAGES)
+    autoencoder, runs = vae.train(RUNS)
     pipeline, history = diffusion.train(RUNS, autoencoder)
     folder = MODELS / "mini-sd3"
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
@@ -34,12 +34,11 @@ def train_mini_sd3() -> Path:
 
 
 def train_mini_sd() -> Path:
-    """Train autoencoder, text encoder and UNet, and ship them as one `StableDiffusionPipeline` folder."""
-    autoencoder, runs = vae.train(RUNS / "mini-sd", vae.build_sd, vae.SD_STAGES)
-    pipeline, history = sd.train(RUNS / "mini-sd", autoencoder)
+    """Train text encoder and UNet on the latents of mini-sd3, and ship a `StableDiffusionPipeline` folder."""
+    pipeline, runs = sd.train(RUNS / "mini-sd")
     folder = MODELS / "mini-sd"
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    _write_training(folder, runs | {"unet": (sd.RECIPE, history)})
+    _write_training(folder, runs)
     return folder
 
 
