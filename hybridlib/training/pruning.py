@@ -48,7 +48,8 @@ def remove_blocks(unet: UNet2DConditionModel, size: str = "tiny") -> UNet2DCondi
     """
     if size not in SIZES:
         raise ValueError(f"size must be one of {SIZES}, got {size!r}")
-    config = dict(unet.config)
+    # Without diffusers' private notes, among them which values are defaults and may be replaced by later defaults.
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     if config["layers_per_block"] != 2 or unet.mid_block is None:
         raise ValueError("blocks are removed from UNets with two layers per block and a middle block, as SD1.x has")
     config["layers_per_block"] = 1
