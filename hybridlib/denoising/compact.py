@@ -32,9 +32,10 @@ class Widths:
     cross_attention: tuple[int, ...]  # heads
 
 
-def stages(unet: UNet2DConditionModel) -> list[nn.Module]:
+def stages(unet: UNet2DConditionModel) -> list[Any]:
     """The blocks of a UNet in the order in which they run; a UNet may have no middle block."""
-    return [*unet.down_blocks, *([] if unet.mid_block is None else [unet.mid_block]), *unet.up_blocks]
+    middle = [] if unet.mid_block is None else [unet.mid_block]
+    return [*unet.down_blocks.children(), *middle, *unet.up_blocks.children()]
 
 
 def resnets(unet: UNet2DConditionModel) -> list[Any]:

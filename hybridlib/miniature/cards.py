@@ -29,6 +29,20 @@ _ABOUT = {
         "captions never lie, so it is certain of every word. Keep guidance near 4 where a negative prompt is used. "
         "Numbers measured on it say how a method behaves on a small model, not on SD3.",
     ),
+    "mini-sd": (
+        "A complete Stable Diffusion 1.x pipeline in miniature: one CLIP text encoder, a UNet of four levels with a "
+        "middle block that predicts the noise, and DPM-Solver++ over a noise schedule that belongs to latents of 8 x "
+        "8 (`trained_betas` in the scheduler's configuration: noise to signal 0.35 half way). It has the latents of "
+        "mini-sd3: its autoencoder is the same with the shift of the latents moved into two 1x1 convolutions, since "
+        "SD1.x knows none, and 16 channels where SD1.x has 4. mini-sd3 was also its teacher, and its text encoder "
+        "started from the wider one of mini-sd3. Stock diffusers loads it by\n\n"
+        "```python\n"
+        'StableDiffusionPipeline.from_pretrained("data/models/mini-sd", torch_dtype=torch.float32)\n'
+        "```",
+        "It draws what mini-sd3 draws and knows no other word. Prompts are cut at 16 tokens. It was trained on two "
+        "shared CPU cores for less than an hour, and a longer training would serve it. Numbers measured on it say "
+        "how a method behaves on a small model, not on Stable Diffusion.",
+    ),
     "mini-clip": (
         "An open_clip model of scenes and captions, trained contrastively and independently of the text encoders of "
         "mini-sd3, whose images it scores.",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from ..denoising.models import load
 from ..files import write_atomically
+from ..noise import initial_noise
 from ..paths import MODELS, OUTPUTS
 from ..training.loop import History, Recipe
 from . import clip, diffusion, sd, vae
@@ -88,6 +91,7 @@ def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float
     }
     for objects in (1, 2):
         results["mini-sd3"] |= _generation_quality(pipeline, judge, objects, images)
+    results["mini-sd"] = sd_quality(_load_sd(MODELS / "mini-sd"), judge, images)
     for name, figures in results.items() if write else ():
         write_atomically(MODELS / name / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
     return results
@@ -99,17 +103,60 @@ def load_clip(folder: Path) -> tuple[open_clip.CLIP, open_clip.HFTokenizer]:
     return model, open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
-def _generation_quality(pipeline: Any, judge: Judge, objects: int, images: int) -> dict[str, float]:
+def _load_sd(folder: Path) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sd_quality(pipeline: StableDiffusionPipeline, judge: Judge, images: int) -> dict[str, float]:
+    """What the stock pipeline draws in 25 steps at guidance 4, and at Hybrid SD's 7; `images` of each kind."""
+    results = {}
+    for objects, guidance_scale in itertools.product((1, 2), (4.0, 7.0)):
+        scenes = _held_out(objects, images)
+        reading = _sd_reading(pipeline, judge, captions(scenes), guidance_scale)
+        prefix = f"{'one object' if objects == 1 else 'two objects'}, guidance {guidance_scale:g}"
+        results |= {f"{prefix}: {name}": value for name, value in _shares(scenes, reading).items()}
+    return results
+
+
+def _sd_reading(pipeline: StableDiffusionPipeline, judge: Judge, prompts: list[str], guidance_scale: float) -> Reading:
+    shape = (pipeline.unet.config.in_channels, *[pipeline.unet.config.sample_size] * 2)
+    noise = torch.cat([initial_noise(seed, *shape) for seed in range(len(prompts))])
+    parts = []
+    for i in range(0, len(prompts), 64):
+        drawn = pipeline(
+            prompts[i : i + 64],
+            num_inference_steps=25,
+            guidance_scale=guidance_scale,
+            latents=noise[i : i + 64],
+            output_type="pt",
+        )
+        parts.append(drawn.images)
+    return judge.read(torch.cat(parts))
+
+
+def _held_out(objects: int, images: int) -> Scenes:
     pool = sample_scenes(4 * images, seed=900_004)
-    scenes = pool[(pool.count == objects).nonzero()[:images, 0]]
+    return pool[(pool.count == objects).nonzero()[:images, 0]]
+
+
+def _shares(scenes: Scenes, reading: Reading) -> dict[str, float]:
+    """Shares of images that show what the caption says."""
+    return {
+        "colour and shape": objects_correct(scenes, reading).float().mean().item(),
+        "count and arrangement": arrangement_correct(scenes, reading).float().mean().item(),
+        "ground": (reading.ground == scenes.ground).float().mean().item(),
+        "light": (reading.light == scenes.light).float().mean().item(),
+    }
+
+
+def _generation_quality(pipeline: Any, judge: Judge, objects: int, images: int) -> dict[str, float]:
+    scenes = _held_out(objects, images)
     prompts, prefix = captions(scenes), "one object" if objects == 1 else "two objects"
     reading = _drawn(pipeline, judge, prompts, [""] * len(prompts), guidance_scale=4.0)
     pushed = _drawn(pipeline, judge, prompts, _negatives(scenes), guidance_scale=8.0)
-    return {
-        f"{prefix}: colour and shape": objects_correct(scenes, reading).float().mean().item(),
-        f"{prefix}: count and arrangement": arrangement_correct(scenes, reading).float().mean().item(),
-        f"{prefix}: ground": (reading.ground == scenes.ground).float().mean().item(),
-        f"{prefix}: light": (reading.light == scenes.light).float().mean().item(),
+    return {f"{prefix}: {name}": value for name, value in _shares(scenes, reading).items()} | {
         f"{prefix}: colour and shape, {AGAINST}": objects_correct(scenes, pushed).float().mean().item(),
     }
 
