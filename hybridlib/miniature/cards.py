@@ -43,6 +43,22 @@ _ABOUT = {
         "shared CPU cores for less than an hour, and a longer training would serve it. Numbers measured on it say "
         "how a method behaves on a small model, not on Stable Diffusion.",
     ),
+    "mini-sd-small": (
+        "A UNet pruned from mini-sd: whole blocks removed as in BK-SDM-Tiny, then inner widths and heads by the "
+        "significance scores in `scores.json`, then distilled with the three losses of BK-SDM. Only the UNet is "
+        "here; the rest is mini-sd's. `hybridlib.denoising.compact.load_unet` builds it from configuration, table of "
+        "widths and weights.",
+        "Everything said of mini-sd holds of it.",
+    ),
+    "mini-lcm": (
+        "A UNet distilled from mini-sd by latent consistency, with an embedding of the guidance scale: it draws in 8 "
+        "steps at one evaluation each. Only the UNet is here; the rest is mini-sd's.",
+        "Everything said of mini-sd holds of it. It learned guidance scales of 2 to 8.",
+    ),
+    "mini-lcm-small": (
+        "The same from mini-sd-small, with mini-sd as its teacher.",
+        "Everything said of mini-sd holds of it. It learned guidance scales of 2 to 8.",
+    ),
     "mini-clip": (
         "An open_clip model of scenes and captions, trained contrastively and independently of the text encoders of "
         "mini-sd3, whose images it scores.",

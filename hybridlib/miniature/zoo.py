@@ -9,20 +9,22 @@ from typing import Any
 
 import open_clip
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 
+from ..denoising.compact import save_unet
 from ..denoising.models import load
 from ..files import write_atomically
 from ..noise import initial_noise
 from ..paths import MODELS, OUTPUTS
 from ..training.loop import History, Recipe
-from . import clip, diffusion, sd, vae
+from . import clip, diffusion, sd, students, vae
 from .judge import Judge, Reading, accuracy, arrangement_correct, objects_correct
 from .judge import train as train_judge
 from .scenes import COLOURS, SHAPES, SIZES, Scenes, captions, contradict, sample_scenes
 
 RUNS = OUTPUTS / "training"
+SD_FAMILY = ("mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small")
 AGAINST = "guidance 8 against a negative prompt"
 
 
@@ -42,6 +44,31 @@ def train_mini_sd() -> Path:
     folder = MODELS / "mini-sd"
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     _write_training(folder, runs)
+    return folder
+
+
+def train_mini_sd_small() -> Path:
+    """Prune and distil mini-sd, and ship the UNet with its scores."""
+    folder = _ship_unet("mini-sd-small", students.train_small(RUNS / "mini-sd"))
+    write_atomically(folder / "scores.json", (RUNS / "mini-sd" / "scores.json").read_bytes())
+    return folder
+
+
+def train_mini_lcm() -> Path:
+    """Distil mini-sd to few steps, and ship the UNet."""
+    return _ship_unet("mini-lcm", students.train_lcm(RUNS / "mini-sd"))
+
+
+def train_mini_lcm_small() -> Path:
+    """The same from mini-sd-small."""
+    return _ship_unet("mini-lcm-small", students.train_lcm(RUNS / "mini-sd", small=True))
+
+
+def _ship_unet(name: str, made: students.Made) -> Path:
+    """A folder with a UNet alone: everything else is mini-sd's."""
+    folder = MODELS / name
+    save_unet(made.unet.half(), folder / "unet")
+    _write_training(folder, {"unet": (made.recipe, made.history)})
     return folder
 
 
@@ -71,6 +98,9 @@ def train_mini_judge() -> Path:
 TRAINERS = {
     "mini-sd3": train_mini_sd3,
     "mini-sd": train_mini_sd,
+    "mini-sd-small": train_mini_sd_small,
+    "mini-lcm": train_mini_lcm,
+    "mini-lcm-small": train_mini_lcm_small,
     "mini-clip": train_mini_clip,
     "mini-judge": train_mini_judge,
 }
@@ -91,7 +121,9 @@ def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float
     }
     for objects in (1, 2):
         results["mini-sd3"] |= _generation_quality(pipeline, judge, objects, images)
-    results["mini-sd"] = sd_quality(_load_sd(MODELS / "mini-sd"), judge, images)
+    for name in SD_FAMILY:
+        if (MODELS / name).is_dir():
+            results[name] = sd_quality(students.shipped(name), judge, images)
     for name, figures in results.items() if write else ():
         write_atomically(MODELS / name / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
     return results
@@ -103,15 +135,10 @@ def load_clip(folder: Path) -> tuple[open_clip.CLIP, open_clip.HFTokenizer]:
     return model, open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
-def _load_sd(folder: Path) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def sd_quality(pipeline: StableDiffusionPipeline, judge: Judge, images: int) -> dict[str, float]:
-    """What the stock pipeline draws in 25 steps at guidance 4, and at Hybrid SD's 7; `images` of each kind."""
-    results = {}
+    """What the stock pipeline draws at guidance 4, and at Hybrid SD's 7; `images` of each kind. LCM takes 8 steps,
+    others 25."""
+    results: dict[str, float] = {}
     for objects, guidance_scale in itertools.product((1, 2), (4.0, 7.0)):
         scenes = _held_out(objects, images)
         reading = _sd_reading(pipeline, judge, captions(scenes), guidance_scale)
@@ -127,7 +154,7 @@ def _sd_reading(pipeline: StableDiffusionPipeline, judge: Judge, prompts: list[s
     for i in range(0, len(prompts), 64):
         drawn = pipeline(
             prompts[i : i + 64],
-            num_inference_steps=25,
+            num_inference_steps=8 if isinstance(pipeline.scheduler, LCMScheduler) else 25,
             guidance_scale=guidance_scale,
             latents=noise[i : i + 64],
             output_type="pt",

@@ -172,6 +172,7 @@ def distil(
     folder: Path,
     recipe: Recipe = HYBRID_SD,
     settings: Settings = Settings(),  # noqa: B008 - a frozen value
+    name: str = "lcm",
 ) -> History:
     """Turn `student`, a UNet with a guidance embedding, in place into one that draws in a few steps.
 
@@ -180,6 +181,5 @@ def distil(
     if not student.config.time_cond_proj_dim:
         raise ValueError("the student must have a guidance embedding; make it by with_guidance_embedding")
     model = Consistency(student)
-    return fit(
-        "lcm", model, consistency_loss(teacher, model, scheduler, batch_of, unconditional, settings), recipe, folder
-    )
+    loss_of = consistency_loss(teacher, model, scheduler, batch_of, unconditional, settings)
+    return fit(name, model, loss_of, recipe, folder)
