@@ -33,7 +33,7 @@ SMALL = Recipe(steps=3000, batch_size=32, learning_rate=1e-3, seed=31, ema_decay
 LCM = Recipe(steps=3000, batch_size=32, learning_rate=3e-4, seed=32, ema_decay=0.0, warmup_steps=100)
 LCM_SMALL = LCM._replace(seed=33)
 LCM_SETTINGS = lcm.Settings(guidance=(1.0, 7.0))  # around the scales at which mini-sd is used
-SCORED_IMAGES = 32
+SCORED_IMAGES, SCORED_STEPS = 32, 25
 QUARTER, HALF = 0, 14  # ranks of 27 groups: of this width a quarter would leave too little
 
 
@@ -129,7 +129,7 @@ def _scores(pipeline: StableDiffusionPipeline, student: UNet2DConditionModel, pa
 
     def final_latents() -> Tensor:
         return pipeline(
-            prompts, num_inference_steps=25, guidance_scale=7.5, latents=noise.clone(), output_type="latent"
+            prompts, num_inference_steps=SCORED_STEPS, guidance_scale=7.5, latents=noise.clone(), output_type="latent"
         ).images
 
     try:
