@@ -18,7 +18,7 @@ from .tokens import build_tokenizer
 from .vae import for_sd
 
 RECIPE = Recipe(
-    steps=100_000,
+    steps=600,
     batch_size=64,
     learning_rate=2e-3,
     seed=23,
@@ -27,7 +27,7 @@ RECIPE = Recipe(
     schedule="constant",
     parts=2,
 )
-FINISH = RECIPE._replace(steps=300, learning_rate=1e-3, seed=24, ema_decay=0.98, warmup_steps=10, schedule="cosine")
+FINISH = RECIPE._replace(steps=180, learning_rate=1.5e-3, seed=24, ema_decay=0.98, warmup_steps=10, schedule="cosine")
 CORPUS_SCENES = 8192
 MIDDLE = 0.35  # noise to signal half way through the schedule: mini-sd3's shift
 LAST = 0.977  # where the schedule is cut: noise to signal 14.9, close to SD1.x's 14.6
