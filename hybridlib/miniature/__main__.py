@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+NAMES = ["mini-sd3", "mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small", "mini-clip", "mini-judge"]
+
 
 def main() -> None:
     """Train or evaluate."""
     parser = argparse.ArgumentParser(prog="python -m hybridlib.miniature", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a model from nothing, or resume, and write it to data/models")
-    train.add_argument("name", choices=["mini-sd3", "mini-clip", "mini-judge"])
+    train.add_argument("name", choices=NAMES)
     evaluate = commands.add_parser("evaluate", help="measure the shipped models on held-out scenes")
     evaluate.add_argument("--images", type=int, default=256, help="generated images per prompt kind (default 256)")
     arguments = parser.parse_args()

@@ -29,6 +29,36 @@ _ABOUT = {
         "captions never lie, so it is certain of every word. Keep guidance near 4 where a negative prompt is used. "
         "Numbers measured on it say how a method behaves on a small model, not on SD3.",
     ),
+    "mini-sd": (
+        "A complete Stable Diffusion 1.x pipeline in miniature: one CLIP text encoder, a UNet of four levels with a "
+        "middle block that predicts the noise, and DPM-Solver++ over a noise schedule that belongs to latents of 8 x "
+        "8 (`trained_betas` in the scheduler's configuration: noise to signal 0.35 half way). It has the latents of "
+        "mini-sd3: its autoencoder is the same with the shift of the latents moved into two 1x1 convolutions, since "
+        "SD1.x knows none, and 16 channels where SD1.x has 4. mini-sd3 was also its teacher, and its text encoder "
+        "started from the wider one of mini-sd3. Stock diffusers loads it by\n\n"
+        "```python\n"
+        'StableDiffusionPipeline.from_pretrained("data/models/mini-sd", torch_dtype=torch.float32)\n'
+        "```",
+        "It draws what mini-sd3 draws and knows no other word. Prompts are cut at 16 tokens. It was trained on two "
+        "shared CPU cores for less than an hour, and a longer training would serve it. Numbers measured on it say "
+        "how a method behaves on a small model, not on Stable Diffusion.",
+    ),
+    "mini-sd-small": (
+        "A UNet pruned from mini-sd: whole blocks removed as in BK-SDM-Tiny, then inner widths and heads by the "
+        "significance scores in `scores.json`, then distilled with the three losses of BK-SDM. Only the UNet is "
+        "here; the rest is mini-sd's. `hybridlib.denoising.compact.load_unet` builds it from configuration, table of "
+        "widths and weights.",
+        "Everything said of mini-sd holds of it.",
+    ),
+    "mini-lcm": (
+        "A UNet distilled from mini-sd by latent consistency, with an embedding of the guidance scale: it draws in 8 "
+        "steps at one evaluation each. Only the UNet is here; the rest is mini-sd's.",
+        "Everything said of mini-sd holds of it. It learned guidance scales of 2 to 8.",
+    ),
+    "mini-lcm-small": (
+        "The same from mini-sd-small, with mini-sd as its teacher.",
+        "Everything said of mini-sd holds of it. It learned guidance scales of 2 to 8.",
+    ),
     "mini-clip": (
         "An open_clip model of scenes and captions, trained contrastively and independently of the text encoders of "
         "mini-sd3, whose images it scores.",

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..training.loop import Draw, History, Recipe, fit
 from .scenes import captions, render, sample_scenes
 from .tokens import MAX_TOKENS, build_tokenizer
-from .training import History, Recipe, fit
 
 RECIPE = Recipe(steps=1500, batch_size=128, learning_rate=1e-3, seed=5, ema_decay=0.995)
 
@@ -51,11 +51,11 @@ def train(folder: Path, recipe: Recipe = RECIPE) -> tuple[open_clip.CLIP, Histor
     model = open_clip.create_model(f"local-dir:{config}", load_weights=False)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{config}")
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        scenes = sample_scenes(recipe.batch_size, seed=recipe.seed * 10_000_019 + step)
-        keep = 1.0 if step % 2 else 0.75
+    def loss_of(draw: Draw) -> Tensor:
+        scenes = sample_scenes(draw.size, draw.key)
+        keep = 1.0 if draw.step % 2 else 0.75
         image = F.normalize(model.encode_image(2 * render(scenes) - 1), dim=-1)
-        text = F.normalize(model.encode_text(tokenizer(captions(scenes, keep=keep, seed=step))), dim=-1)
+        text = F.normalize(model.encode_text(tokenizer(captions(scenes, keep=keep, seed=draw.step))), dim=-1)
         logits = model.logit_scale.clamp(max=4.6).exp() * image @ text.T
         target = torch.arange(len(logits))
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

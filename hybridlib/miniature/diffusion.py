@@ -10,19 +10,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import Attention
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from .scenes import IMAGE_SIZE, Scenes, captions, render, sample_scenes
+from ..paths import MODELS
+from ..training.loop import Draw, History, Recipe, fit
+from .corpus import corpus, draw_captions, token_ids
 from .tokens import MAX_TOKENS, build_tokenizer
-from .training import History, Recipe, fit
 
 RECIPE = Recipe(steps=10_000, batch_size=128, learning_rate=2e-3, seed=2, ema_decay=0.999, warmup_steps=400)
-CORPUS_SCENES = 49_152
-MAX_OFFSET = 4.0  # pixels a lone object of the corpus lies off the middle
-CAPTION_DROPOUT = 0.1
 SHIFT = 0.35  # of the noise schedule: the closest to SD3's curves in data/results/05_schedules.parquet
 MAX_NULL_TOKENS = 256  # what the stock pipeline pads with where there is no T5
 
@@ -65,6 +61,17 @@ class TextToVelocity(nn.Module):
             timestep=1000 * sigmas,
             return_dict=False,
         )[0]
+
+    @staticmethod
+    def shipped() -> TextToVelocity:
+        """That of mini-sd3 as it ships, in float32."""
+        folder, tokenizer = MODELS / "mini-sd3", build_tokenizer()
+        model = TextToVelocity(len(tokenizer), tokenizer.eos_token_id)
+        for name in ("text_encoder", "text_encoder_2"):
+            part = CLIPTextModelWithProjection.from_pretrained(folder / name, dtype=torch.float32)
+            setattr(model, name, part)
+        model.transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        return model.requires_grad_(False).eval()
 
 
 def _text_encoder(width: int, vocabulary: int, eos_token_id: int) -> CLIPTextModelWithProjection:
@@ -119,28 +126,24 @@ class NullTokenAttention:
 def train(folder: Path, vae: AutoencoderKL, recipe: Recipe = RECIPE) -> tuple[StableDiffusion3Pipeline, History]:
     """Rectified flow with logit-normal noise levels, random caption detail and caption dropout, over cached latents."""
     scenes, latents = corpus(folder, vae)
-    tokenizer, tokenizer_2 = build_tokenizer(), build_tokenizer(pad_token="!")
+    tokenizer = build_tokenizer()
+    tokenize, tokenize_2 = token_ids(tokenizer), token_ids(build_tokenizer(pad_token="!"))
     torch.manual_seed(recipe.seed)
     model = TextToVelocity(len(tokenizer), tokenizer.eos_token_id)
     stock_processors = model.transformer.attn_processors
     attention = NullTokenAttention()
     model.transformer.set_attn_processor(attention)
 
-    def tokenize(tok: CLIPTokenizer, texts: list[str]) -> Tensor:
-        return tok(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt").input_ids
-
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
-        keep = (0.4, 0.7, 1.0, 1.0)[step % 4]
-        texts = captions(scenes[rows], keep=keep, seed=step)
-        dropped = torch.rand(len(texts), generator=generator) < CAPTION_DROPOUT
-        texts = ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
+    def loss_of(draw: Draw) -> Tensor:
+        generator = draw.generator
+        rows = torch.randint(len(latents), (draw.size,), generator=generator)
+        texts = draw_captions(scenes[rows], draw)
         attention.multiplicity = MAX_NULL_TOKENS ** torch.rand((), generator=generator).item()
         sigmas = torch.sigmoid(0.5 + torch.randn(len(rows), generator=generator))
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         noisy = torch.lerp(clean, noise, sigmas[:, None, None, None])
-        velocity = model(noisy, sigmas, tokenize(tokenizer, texts), tokenize(tokenizer_2, texts))
+        velocity = model(noisy, sigmas, tokenize(texts), tokenize_2(texts))
         return F.mse_loss(velocity.float(), noise - clean)
 
     history = fit("transformer", model, loss_of, recipe, folder)
@@ -157,28 +160,3 @@ def train(folder: Path, vae: AutoencoderKL, recipe: Recipe = RECIPE) -> tuple[St
         tokenizer_3=None,
     )
     return pipeline, history
-
-
-@torch.no_grad()
-def corpus(folder: Path, vae: AutoencoderKL, count: int = CORPUS_SCENES, seed: int = 3) -> tuple[Scenes, Tensor]:
-    """Training scenes and their normalised latents (count, 16, 8, 8) in fp16, encoded once and cached in `folder`.
-
-    Half of them show a lone object, and only near the middle: over the world's full spread every place is seen too
-    seldom for a model of this size, and its small stars, crosses and rings come out ragged.
-    """
-    pool = sample_scenes(5 * count, seed)
-    off_centre = (pool.centre[:, 0] - IMAGE_SIZE / 2).abs().amax(dim=-1)
-    lone = ((pool.count == 1) & (off_centre <= MAX_OFFSET)).nonzero()[: count // 2, 0]
-    pairs = (pool.count == 2).nonzero()[: count - len(lone), 0]
-    scenes = pool[torch.cat([lone, pairs])]
-    path = folder / "latents.safetensors"
-    if not path.exists():
-        latents = []
-        for i in tqdm(range(0, count, 64), desc="encode scenes", mininterval=2):
-            mean = vae.encode(2 * render(scenes[i : i + 64]) - 1).latent_dist.mean
-            latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor).half())
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(latents).contiguous()}, partial)
-        partial.replace(path)
-    return scenes, load_file(path)["latents"]

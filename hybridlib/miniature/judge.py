@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..training.loop import Draw, History, Recipe, fit
 from .scenes import COLOURS, GROUNDS, LIGHTS, SHAPES, SIZES, Scenes, render, sample_scenes
-from .training import History, Recipe, fit
 
 RECIPE = Recipe(steps=1800, batch_size=96, learning_rate=2e-3, seed=4, ema_decay=0.995)
 
@@ -119,12 +119,12 @@ def train(folder: Path, recipe: Recipe = RECIPE) -> tuple[Judge, History]:
     torch.manual_seed(recipe.seed)
     judge = Judge()
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        scenes = sample_scenes(recipe.batch_size, seed=recipe.seed * 10_000_019 + step)
+    def loss_of(draw: Draw) -> Tensor:
+        scenes = sample_scenes(draw.size, draw.key)
         images = render(scenes)
         blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        images = torch.lerp(images, blurred, torch.rand(len(scenes), 1, 1, 1, generator=generator))
-        images = (images + 0.03 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+        images = torch.lerp(images, blurred, torch.rand(len(scenes), 1, 1, 1, generator=draw.generator))
+        images = (images + 0.03 * torch.randn(images.shape, generator=draw.generator)).clamp(0, 1)
         logits, want = judge(images), truth(scenes)._asdict()
         pair = scenes.count == 2
         loss = torch.zeros(())

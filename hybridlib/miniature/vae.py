@@ -1,23 +1,36 @@
-"""The autoencoder of mini-sd3: 64x64 pixels to 16 x 8 x 8 latents and back, the ratio of the real SD3 autoencoder."""
+"""The autoencoder of mini-sd3 and mini-sd: 64x64 pixels to 16 x 8 x 8 latents and back, the ratio of SD3's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ..training.loop import Draw, History, Recipe, fit
 from .scenes import render, sample_scenes
-from .training import History, Recipe, fit
 
-RECIPE = Recipe(steps=4600, batch_size=12, learning_rate=2e-3, seed=1, ema_decay=0.998)
-DECODER_RECIPE = Recipe(steps=2200, batch_size=16, learning_rate=1e-3, seed=6, ema_decay=0.998)
 KL_WEIGHT = 1e-6
+Runs = dict[str, tuple[Recipe, History]]  # part of a model -> how it was trained
+
+
+class Stages(NamedTuple):
+    """An autoencoder is trained whole, and then its decoder alone, which leaves the latents as they are."""
+
+    whole: Recipe
+    decoder: Recipe
+
+
+STAGES = Stages(
+    Recipe(steps=4600, batch_size=12, learning_rate=2e-3, seed=1, ema_decay=0.998),
+    Recipe(steps=2200, batch_size=16, learning_rate=1e-3, seed=6, ema_decay=0.998),
+)
 
 
 def build() -> AutoencoderKL:
-    """An untrained autoencoder with 1.0 M parameters."""
+    """An untrained autoencoder with 1.0 M parameters, 16 latent channels and 8x downsampling."""
     return AutoencoderKL(
         latent_channels=16,
         block_out_channels=(16, 32, 64, 64),
@@ -31,33 +44,64 @@ def build() -> AutoencoderKL:
     )
 
 
-def train(folder: Path) -> tuple[AutoencoderKL, dict[str, tuple[Recipe, History]]]:
-    """Train both halves on fresh scenes, set the latents to unit variance, then sharpen the decoder alone.
+def for_sd(vae: AutoencoderKL) -> AutoencoderKL:
+    """The same autoencoder for pipelines of SD1.x, which know a scale of the latents but no shift.
 
-    The second stage leaves the encoder, and so the latents, as they are.
+    SD1.x has 1x1 convolutions on both sides of the latents. Here they are identities whose biases take the shift off
+    and put it back, so every reconstruction and every normalised latent stays as it was.
     """
-    torch.manual_seed(RECIPE.seed)
-    vae = build()
+    channels = vae.config.latent_channels
+    config = {**vae.config, "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None}
+    sd = AutoencoderKL.from_config(config)
+    sd.load_state_dict(vae.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer, shift in ((sd.quant_conv, -vae.config.shift_factor), (sd.post_quant_conv, vae.config.shift_factor)):
+            layer.weight.copy_(torch.eye(len(layer.weight))[:, :, None, None])
+            layer.bias.zero_()
+            layer.bias[:channels] = shift
+    return sd.eval()
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+
+def train(folder: Path, stages: Stages = STAGES) -> tuple[AutoencoderKL, Runs]:
+    """Both stages, one after the other."""
+    torch.manual_seed(stages.whole.seed)
+    vae = build()
+    history = train_whole(folder, vae, stages.whole)
+    decoder_history = train_decoder(folder, vae, stages.decoder)
+    return vae, {"vae": (stages.whole, history), "vae decoder": (stages.decoder, decoder_history)}
+
+
+def train_whole(folder: Path, vae: AutoencoderKL, recipe: Recipe) -> History:
+    """Train both halves on fresh scenes, then set the latents to zero mean and unit variance."""
+
+    def loss_of(draw: Draw) -> Tensor:
         """Mean absolute and squared error, slight KL."""
-        images = 2 * render(sample_scenes(RECIPE.batch_size, seed=RECIPE.seed * 10_000_019 + step)) - 1
+        images = _images(draw)
         posterior = vae.encode(images).latent_dist
-        error = vae.decode(posterior.sample(generator)).sample.float() - images
+        error = vae.decode(posterior.sample(draw.generator)).sample.float() - images
         return error.abs().mean() + 2 * error.square().mean() + KL_WEIGHT * posterior.kl().mean()
 
-    def decoder_loss_of(step: int, generator: torch.Generator) -> Tensor:
+    history = fit("vae", vae, loss_of, recipe, folder)
+    normalise(vae)
+    return history
+
+
+def train_decoder(folder: Path, vae: AutoencoderKL, recipe: Recipe) -> History:
+    """Sharpen the decoder alone."""
+
+    def loss_of(draw: Draw) -> Tensor:
         """Squared error, which is what PSNR measures."""
-        seed = DECODER_RECIPE.seed * 10_000_019 + step
-        images = 2 * render(sample_scenes(DECODER_RECIPE.batch_size, seed)) - 1
+        images = _images(draw)
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mean
-        return (vae.decoder(latents).float() - images).square().mean()
+        return (vae.decode(latents).sample.float() - images).square().mean()
 
-    history = fit("vae", vae, loss_of, RECIPE, folder)
-    normalise(vae)
-    decoder_history = fit("vae-decoder", vae.decoder, decoder_loss_of, DECODER_RECIPE, folder)
-    return vae, {"vae": (RECIPE, history), "vae decoder": (DECODER_RECIPE, decoder_history)}
+    return fit("vae-decoder", vae.decoder, loss_of, recipe, folder)
+
+
+def _images(draw: Draw) -> Tensor:
+    """Fresh scenes of one training step, (B, 3, 64, 64) in [-1, 1]."""
+    return 2 * render(sample_scenes(draw.size, draw.key)) - 1
 
 
 @torch.inference_mode()

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 
+from ..denoising.compact import save_unet
 from ..denoising.models import load
 from ..files import write_atomically
+from ..noise import initial_noise
 from ..paths import MODELS, OUTPUTS
-from . import clip, diffusion, vae
+from ..training.loop import History, Recipe
+from . import clip, diffusion, sd, students, vae
 from .judge import Judge, Reading, accuracy, arrangement_correct, objects_correct
 from .judge import train as train_judge
 from .scenes import COLOURS, SHAPES, SIZES, Scenes, captions, contradict, sample_scenes
-from .training import History, Recipe
 
 RUNS = OUTPUTS / "training"
+SD_FAMILY = ("mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small")
 AGAINST = "guidance 8 against a negative prompt"
 
 
@@ -30,6 +35,40 @@ def train_mini_sd3() -> Path:
     folder = MODELS / "mini-sd3"
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     _write_training(folder, runs | {"transformer": (diffusion.RECIPE, history)})
+    return folder
+
+
+def train_mini_sd() -> Path:
+    """Train text encoder and UNet on the latents of mini-sd3, and ship a `StableDiffusionPipeline` folder."""
+    pipeline, runs = sd.train(RUNS / "mini-sd")
+    folder = MODELS / "mini-sd"
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    _write_training(folder, runs)
+    return folder
+
+
+def train_mini_sd_small() -> Path:
+    """Prune and distil mini-sd, and ship the UNet with its scores."""
+    folder = _ship_unet("mini-sd-small", students.train_small(RUNS / "mini-sd"))
+    write_atomically(folder / "scores.json", (RUNS / "mini-sd" / "scores.json").read_bytes())
+    return folder
+
+
+def train_mini_lcm() -> Path:
+    """Distil mini-sd to few steps, and ship the UNet."""
+    return _ship_unet("mini-lcm", students.train_lcm(RUNS / "mini-sd"))
+
+
+def train_mini_lcm_small() -> Path:
+    """The same from mini-sd-small."""
+    return _ship_unet("mini-lcm-small", students.train_lcm(RUNS / "mini-sd", small=True))
+
+
+def _ship_unet(name: str, made: students.Made) -> Path:
+    """A folder with a UNet alone: everything else is mini-sd's."""
+    folder = MODELS / name
+    save_unet(made.unet.half(), folder / "unet")
+    _write_training(folder, {"unet": (made.recipe, made.history)})
     return folder
 
 
@@ -56,7 +95,15 @@ def train_mini_judge() -> Path:
     return folder
 
 
-TRAINERS = {"mini-sd3": train_mini_sd3, "mini-clip": train_mini_clip, "mini-judge": train_mini_judge}
+TRAINERS = {
+    "mini-sd3": train_mini_sd3,
+    "mini-sd": train_mini_sd,
+    "mini-sd-small": train_mini_sd_small,
+    "mini-lcm": train_mini_lcm,
+    "mini-lcm-small": train_mini_lcm_small,
+    "mini-clip": train_mini_clip,
+    "mini-judge": train_mini_judge,
+}
 
 
 def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float]]:
@@ -74,6 +121,9 @@ def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float
     }
     for objects in (1, 2):
         results["mini-sd3"] |= _generation_quality(pipeline, judge, objects, images)
+    for name in SD_FAMILY:
+        if (MODELS / name).is_dir():
+            results[name] = sd_quality(students.shipped(name), judge, images)
     for name, figures in results.items() if write else ():
         write_atomically(MODELS / name / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
     return results
@@ -85,17 +135,55 @@ def load_clip(folder: Path) -> tuple[open_clip.CLIP, open_clip.HFTokenizer]:
     return model, open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
-def _generation_quality(pipeline: Any, judge: Judge, objects: int, images: int) -> dict[str, float]:
+def sd_quality(pipeline: StableDiffusionPipeline, judge: Judge, images: int) -> dict[str, float]:
+    """What the stock pipeline draws at guidance 4, and at Hybrid SD's 7; `images` of each kind. LCM takes 8 steps,
+    others 25."""
+    results: dict[str, float] = {}
+    for objects, guidance_scale in itertools.product((1, 2), (4.0, 7.0)):
+        scenes = _held_out(objects, images)
+        reading = _sd_reading(pipeline, judge, captions(scenes), guidance_scale)
+        prefix = f"{'one object' if objects == 1 else 'two objects'}, guidance {guidance_scale:g}"
+        results |= {f"{prefix}: {name}": value for name, value in _shares(scenes, reading).items()}
+    return results
+
+
+def _sd_reading(pipeline: StableDiffusionPipeline, judge: Judge, prompts: list[str], guidance_scale: float) -> Reading:
+    shape = (pipeline.unet.config.in_channels, *[pipeline.unet.config.sample_size] * 2)
+    noise = torch.cat([initial_noise(seed, *shape) for seed in range(len(prompts))])
+    parts = []
+    for i in range(0, len(prompts), 64):
+        drawn = pipeline(
+            prompts[i : i + 64],
+            num_inference_steps=8 if isinstance(pipeline.scheduler, LCMScheduler) else 25,
+            guidance_scale=guidance_scale,
+            latents=noise[i : i + 64],
+            output_type="pt",
+        )
+        parts.append(drawn.images)
+    return judge.read(torch.cat(parts))
+
+
+def _held_out(objects: int, images: int) -> Scenes:
     pool = sample_scenes(4 * images, seed=900_004)
-    scenes = pool[(pool.count == objects).nonzero()[:images, 0]]
+    return pool[(pool.count == objects).nonzero()[:images, 0]]
+
+
+def _shares(scenes: Scenes, reading: Reading) -> dict[str, float]:
+    """Shares of images that show what the caption says."""
+    return {
+        "colour and shape": objects_correct(scenes, reading).float().mean().item(),
+        "count and arrangement": arrangement_correct(scenes, reading).float().mean().item(),
+        "ground": (reading.ground == scenes.ground).float().mean().item(),
+        "light": (reading.light == scenes.light).float().mean().item(),
+    }
+
+
+def _generation_quality(pipeline: Any, judge: Judge, objects: int, images: int) -> dict[str, float]:
+    scenes = _held_out(objects, images)
     prompts, prefix = captions(scenes), "one object" if objects == 1 else "two objects"
     reading = _drawn(pipeline, judge, prompts, [""] * len(prompts), guidance_scale=4.0)
     pushed = _drawn(pipeline, judge, prompts, _negatives(scenes), guidance_scale=8.0)
-    return {
-        f"{prefix}: colour and shape": objects_correct(scenes, reading).float().mean().item(),
-        f"{prefix}: count and arrangement": arrangement_correct(scenes, reading).float().mean().item(),
-        f"{prefix}: ground": (reading.ground == scenes.ground).float().mean().item(),
-        f"{prefix}: light": (reading.light == scenes.light).float().mean().item(),
+    return {f"{prefix}: {name}": value for name, value in _shares(scenes, reading).items()} | {
         f"{prefix}: colour and shape, {AGAINST}": objects_correct(scenes, pushed).float().mean().item(),
     }
 

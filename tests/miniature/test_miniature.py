@@ -4,53 +4,11 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hybridlib.miniature import diffusion, judge, vae, zoo
 from hybridlib.miniature.tokens import build_tokenizer
-from hybridlib.miniature.training import Recipe, fit
 from hybridlib.paths import MODELS
-
-RECIPE = Recipe(steps=30, batch_size=8, learning_rate=1e-2, seed=3, ema_decay=0.9, warmup_steps=5)
-
-
-class Stop(Exception):
-    """Stands for a killed process."""
-
-
-def small_run(folder, stop_at=None, monkeypatch=None):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
-
-    def loss_of(step, generator):
-        if step == stop_at:
-            raise Stop
-        x = torch.randn(RECIPE.batch_size, 4, generator=generator)
-        return F.mse_loss(model(x)[:, 0], x.sin().sum(1))
-
-    history = fit("small", model, loss_of, RECIPE, folder)
-    return model, history
-
-
-def test_a_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    whole, history = small_run(tmp_path / "whole")
-    monkeypatch.setattr("hybridlib.miniature.training.CHECKPOINT_EVERY_S", -1.0)
-    for stop_at in (7, 20):
-        with pytest.raises(Stop):
-            small_run(tmp_path / "killed", stop_at)
-    resumed, again = small_run(tmp_path / "killed")
-    for key, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[key])
-    assert again.losses == history.losses
-    assert sum(history.losses[-10:]) < 0.8 * sum(history.losses[:10])
-
-
-def test_another_recipe_does_not_resume(tmp_path):
-    small_run(tmp_path)
-    model = nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="written by another recipe"):
-        fit("small", model, lambda step, generator: model(torch.zeros(1, 1)).sum(), RECIPE._replace(seed=4), tmp_path)
 
 
 def test_one_weighted_null_token_stands_for_many():

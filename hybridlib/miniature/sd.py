@@ -1,0 +1,159 @@
+"""mini-sd: Stable Diffusion 1.x at miniature scale, a UNet that predicts the noise of captioned scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from ..paths import MODELS
+from ..training.loop import Draw, History, LossOf, Recipe, fit
+from .corpus import corpus, draw_captions, token_ids
+from .diffusion import TextToVelocity
+from .scenes import Scenes
+from .tokens import build_tokenizer
+from .vae import for_sd
+
+RECIPE = Recipe(
+    steps=600,
+    batch_size=64,
+    learning_rate=2e-3,
+    seed=23,
+    ema_decay=0.995,
+    warmup_steps=100,
+    schedule="constant",
+    parts=2,
+)
+FINISH = RECIPE._replace(steps=180, learning_rate=1.5e-3, seed=24, ema_decay=0.98, warmup_steps=10, schedule="cosine")
+CORPUS_SCENES = 8192
+MIDDLE = 0.35  # noise to signal half way through the schedule: mini-sd3's shift
+LAST = 0.977  # where the schedule is cut: noise to signal 14.9, close to SD1.x's 14.6
+MAX_WEIGHT = 25.0
+
+
+def trained_betas(steps: int = 1000) -> list[float]:
+    """The noise schedule of mini-sd, as diffusers' schedulers take it.
+
+    Noise of one level destroys more of a small latent than of a large one, so SD1.x's betas, which belong to latents
+    of 64 x 64, would decide everything in the last few steps here. This is mini-sd3's flow schedule written as a
+    variance-preserving one: noise to signal is sigma/alpha = 0.35 u / (1 - u), u from 0.001 to 0.977 in equal steps.
+    """
+    u = torch.arange(1, steps + 1, dtype=torch.float64) / steps * LAST
+    kept = 1 / (1 + (MIDDLE * u / (1 - u)) ** 2)
+    return (1 - kept / torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])).tolist()
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ of second order at the spacing that SD1.4's configuration gives it: 999, 959, ... for 25 steps."""
+    return DPMSolverMultistepScheduler(trained_betas=trained_betas(), steps_offset=1)  # stock pipelines insist on 1
+
+
+class TextToNoise(nn.Module):
+    """The trained part of the pipeline: token ids and noisy latents to noise."""
+
+    def __init__(self, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = build_unet(text_encoder.config.hidden_size)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        """Noise in latents (B, 16, 8, 8) at timesteps (B,) under token ids (B, 16)."""
+        return self.unet(latents, timesteps, self.text_encoder(ids).last_hidden_state, return_dict=False)[0]
+
+
+def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
+    """SD1.x's four levels and middle block in 1.5 M parameters. Every residual branch starts as nothing, as in LDM."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(40, 40, 32, 32),
+        attention_head_dim=4,  # the number of heads, as diffusers reads it for UNets of this kind
+        cross_attention_dim=cross_attention_dim,
+        norm_num_groups=8,
+    )
+    for name, module in unet.named_modules():
+        if name.endswith((".conv2", ".proj_out", "conv_out")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return unet
+
+
+def start_text_encoder() -> CLIPTextModel:
+    """The wider text encoder of mini-sd3 without its last layer, whose output mini-sd3's transformer never saw.
+
+    SD1.x, too, starts from a text encoder that knows its words; this one goes on learning.
+    """
+    trained = CLIPTextModelWithProjection.from_pretrained(MODELS / "mini-sd3" / "text_encoder_2", dtype=torch.float32)
+    config = CLIPTextConfig(**{**trained.config.to_dict(), "num_hidden_layers": 1})
+    encoder = CLIPTextModel(config)
+    weights = {key.removeprefix("text_model."): value for key, value in trained.state_dict().items()}
+    encoder.load_state_dict({key: weights[key] for key in encoder.state_dict()})
+    encoder.final_layer_norm.reset_parameters()  # the one of mini-sd3 belongs to the layer that is gone
+    return encoder
+
+
+def train(folder: Path) -> tuple[StableDiffusionPipeline, dict[str, tuple[Recipe, History]]]:
+    """Train at a constant rate, then let the rate fall to zero. A longer training changes `RECIPE.steps` alone."""
+    torch.manual_seed(RECIPE.seed)
+    vae = AutoencoderKL.from_pretrained(MODELS / "mini-sd3" / "vae", torch_dtype=torch.float32)
+    model = TextToNoise(start_text_encoder())
+    loss_of = noise_loss(model, *corpus(folder, vae, CORPUS_SCENES))
+    history = fit("unet", model, loss_of, RECIPE, folder)
+    finish = fit("unet-finish", model, loss_of, FINISH, folder)
+    runs = {"unet": (RECIPE, history), "unet, falling rate": (FINISH, finish)}
+    return pipeline(model.unet, model.text_encoder, for_sd(vae)), runs
+
+
+def noise_loss(model: nn.Module, scenes: Scenes, latents: Tensor) -> LossOf:
+    """The error of a predicted noise, against the noise that was added and against what mini-sd3 would have said.
+
+    mini-sd3 shares the latents; its answer is the mean of all noises that may have been added, so that learning from
+    it takes a fraction of the steps (distillation as in BK-SDM, arXiv 2305.15798, without features). Noise levels are
+    log-normal around one, and errors are weighed as those of v (Salimans and Ho 2022), capped, so that noisy levels
+    count, where layout is decided.
+    """
+    teacher = TextToVelocity.shipped()
+    tokenize, tokenize_2 = token_ids(build_tokenizer()), token_ids(build_tokenizer(pad_token="!"))
+    kept = (1 - torch.tensor(trained_betas(), dtype=torch.float64)).cumprod(0)
+
+    def loss_of(draw: Draw) -> dict[str, Tensor]:
+        generator = draw.generator
+        rows = torch.randint(len(latents), (draw.size,), generator=generator)
+        texts = draw_captions(scenes[rows], draw)
+        ratio = (1.4 * torch.randn(draw.size, generator=generator)).exp()
+        timesteps = (1000 / LAST * ratio / (ratio + MIDDLE) - 1).round().long().clamp(0, 999)
+        alpha, sigma = (level.sqrt().float()[:, None, None, None] for level in (kept[timesteps], 1 - kept[timesteps]))
+        clean = latents[rows].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = alpha * clean + sigma * noise
+        with torch.no_grad():
+            level = sigma / (alpha + sigma)  # the same ratio of noise to signal on mini-sd3's straight path
+            straight = noisy / (alpha + sigma)
+            velocity = teacher(straight, level.flatten(), tokenize(texts), tokenize_2(texts))
+            expected = straight + (1 - level) * velocity
+        predicted = model(noisy, timesteps, tokenize(texts)).float()
+        weight = alpha.square().reciprocal().clamp(max=MAX_WEIGHT)
+        return {
+            "noise": 0.5 * (weight * (predicted - noise).square()).mean(),
+            "teacher": (weight * (predicted - expected).square()).mean(),
+        }
+
+    return loss_of
+
+
+def pipeline(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: AutoencoderKL) -> StableDiffusionPipeline:
+    """The stock pipeline of the trained parts."""
+    return StableDiffusionPipeline(
+        unet=unet,
+        scheduler=scheduler(),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
