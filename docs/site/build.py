@@ -147,9 +147,12 @@ def read_studies(folder: Path) -> Iterator[StudyPage]:
         shutil.copy(path, folder / "notebooks")
         title = re.match(r"#\s+(.+)", cells[0]["source"])
         question = re.search(r"\*\*Question\.\*\*\s*(.+)", cells[0]["source"])
-        ending = next(c["source"] for c in reversed(cells) if c["source"].startswith("## Conclusion"))
-        if title is None or question is None:
-            raise ValueError(f"{path.name}: the first cell must hold a heading and a paragraph that begins **Question.**")
+        ending = next((c["source"] for c in reversed(cells) if c["source"].startswith("## Conclusion")), None)
+        if title is None or question is None or ending is None:
+            raise ValueError(
+                f"{path.name}: the first cell must hold a heading and a paragraph that begins **Question.**, "
+                f"and the last text must be ## Conclusion"
+            )
         yield StudyPage(path.stem, title[1], question[1], first_sentence(ending.split("\n", 1)[1].strip()))
 
 
