@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hybridlib.paths import NOTEBOOKS, OUTPUTS, ROOT
+from hybridlib.figures import use_house_style
+from hybridlib.paths import NOTEBOOKS, OUTPUTS, RESULTS, ROOT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,8 +66,11 @@ def stage(folder: Path) -> None:
     for page in (DOCS / "architecture.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         text = page.read_text(encoding="utf-8").replace("docs/house.svg", "house.svg")
         (folder / page.name.lower()).write_text(text, encoding="utf-8")
+    tables = (RESULTS / "README.md").read_text(encoding="utf-8")
+    (folder / "tables.md").write_text(tables, encoding="utf-8")
     (folder / "notebooks").mkdir()
     (folder / "figures").mkdir()
+    use_house_style()
     for name, draw in FIGURES.items():
         draw().savefig(folder / "figures" / f"{name}.png", dpi=150)
     studies = list(read_studies(folder))

@@ -1,5 +1,7 @@
 """How Sphinx turns the staged pages into the site. `make site` runs it through build.py."""
 
+from typing import Any
+
 project = "hybridlib"
 html_title = "hybridlib"
 extensions = [
@@ -46,4 +48,28 @@ napoleon_use_rtype = False
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 copybutton_prompt_text = r">>> |\$ "
 copybutton_prompt_is_regexp = True
-suppress_warnings = ["mystnb.unknown_mime_type"]
+suppress_warnings = ["ref.python"]  # attributes of several classes share a name; such a name stays without a link
+
+
+def tables_in_docstrings(app: object, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
+    """Docstrings hold tables as Markdown writes them; turn each into one that Sphinx knows."""
+    out: list[str] = []
+    inside = False
+    for line in lines:
+        is_row = line.strip().startswith("|")
+        if is_row and not inside:
+            out += ["", ".. list-table::", "   :header-rows: 1", ""]
+        elif inside and not is_row:
+            out.append("")
+        inside = is_row
+        if not is_row:
+            out.append(line)
+        elif set(line) - set("|-: "):
+            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+            out += [f"   {'-' if i else '* -':>3} {cell}" for i, cell in enumerate(cells)]
+    lines[:] = [*out, ""]
+
+
+def setup(app: Any) -> None:
+    """Hook of Sphinx."""
+    app.connect("autodoc-process-docstring", tables_in_docstrings)
