@@ -175,7 +175,7 @@ def values(column: pd.Series) -> str:
         return "True, False"
     if column.dtype.kind in "iuf":
         if len(found) <= 9:
-            return ", ".join(f"{value:g}" for value in found)
+            return ", ".join(f"{value:.4g}" for value in found)
         missing = f", {column.isna().sum()} missing" if column.isna().any() else ""
         return f"{found[0]:.4g} to {found[-1]:.4g}{missing}"
     words = ", ".join(f"{value}" for value in found)
