@@ -27,7 +27,7 @@ DELAY = "of the delay of all tasks of the episode"
 TABLES = {
     "02_alignment": "An image of the SIM sweep: its alignment with the personal prompt.",
     "03_fidelity": "The same images: how natural they look.",
-    "05_anchored": "An image of the later protocol: public prompts share with personal ones, and these among each other.",
+    "05_anchored": "An image of the later protocol: public prompts share with personal ones, these among each other.",
     "05_factorial": "An image with public scale, personal scale and negative prompt varied one by one and together.",
     "05_image_quality": "An image of the published grid: every pair of prompts at every common step.",
     "05_schedules": "An image of the plain variant under one of eleven noise schedules.",
@@ -39,7 +39,7 @@ TABLES = {
     "08_horizons": "The same measures with other numbers of slots played.",
     "08_leaderboard": "An episode of a policy at one load, on arrivals that no policy was trained on.",
     "08_quirks": "An episode of a short training with one switch of the published code turned.",
-    "08_script_curve": "An episode of the published structure of LAD-TS, one task at a time (benchmarks/scheduling.py).",
+    "08_script_curve": "An episode of LAD-TS in its published structure, one task at a time (benchmarks/scheduling.py).",
     "08_sweeps": "An episode of a policy at one point of the published sweeps.",
 }
 

@@ -27,31 +27,41 @@ DOCS = ROOT / "docs"
 THUMBNAIL_WIDTH = 720  # pixels
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
 
-# study -> code of the cell whose figure says most about it
-BEST_FIGURE = {
-    "01_figures": "figures.image_grid(\n    runner.picture_table(one",
-    "02_alignment": 'full = results.load("02_alignment")',
-    "03_fidelity": 'full = results.load("03_fidelity")',
-    "04_similarity": "figures.similarity_matrix(",
-    "05_image_quality": 'full = results.load("05_image_quality")',
-    "06_hiqm_fit": "figures.quality_contours(",
-    "07_compression_surface": "figures.rate_distortion(",
-    "08_lad_ts": "figures.learning_curves(",
+
+class Best(NamedTuple):
+    """What the gallery takes from a notebook; what is not said here is its first picture and its first conclusion."""
+
+    figure: str  # code of the cell that draws it
+    answer: str  # how the sentence of the conclusion begins
+
+
+BEST = {
+    "01_figures": Best("runner.picture_table(one", "Sharing the first steps works"),
+    "02_alignment": Best("by_step = intervals.changes_from(full", "A shared start costs alignment"),
+    "03_fidelity": Best("by_step = intervals.changes_from(full", "On drawn scenes a shared start"),
+    "04_similarity": Best("figures.similarity_matrix(", "A personal prompt from the middle"),
+    "05_image_quality": Best("different = full[", "On the miniatures the first shared"),
+    "06_hiqm_fit": Best("figures.collapse(", "The noise level at the handover explains"),
+    "07_compression_surface": Best("figures.bytes_needed(", "Latents are cheap to send"),
+    "08_lad_ts": Best("figures.front(", "The order LAD-TS"),
 }
 
 
 def main() -> int:
-    """Exit status of Sphinx, warnings being errors."""
+    """Exit status of Sphinx."""
     parser = argparse.ArgumentParser(prog="python docs/site/build.py", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=OUTPUTS / "site", help="default: outputs/site")
-    output = parser.parse_args().output.resolve()
+    parser.add_argument("--strict", action="store_true", help="fail on the first warning of Sphinx, as the tests do")
+    arguments = parser.parse_args()
+    output = arguments.output.resolve()
     staged = output.with_name(output.name + "-pages")
     shutil.rmtree(staged, ignore_errors=True)
     shutil.rmtree(output, ignore_errors=True)
     stage(staged)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(staged / ".doctrees")]
+    strict = ["-W", "--keep-going"] if arguments.strict else []
+    command = [sys.executable, "-m", "sphinx", *strict, "-q", "-b", "html", "-d", str(staged / ".doctrees")]
     status = subprocess.run([*command, str(staged), str(output)]).returncode
-    shutil.rmtree(output / ".doctrees", ignore_errors=True)
+    shutil.rmtree(staged)
     if not status:
         print(f"site: {output / 'index.html'}")
     return status
@@ -134,39 +144,63 @@ class StudyPage(NamedTuple):
 
     name: str
     title: str
-    question: str
-    answer: str
+    question: str = ""
+    answer: str = ""
+    has_picture: bool = False
 
 
 def read_studies(folder: Path) -> Iterator[StudyPage]:
-    """Stage every committed notebook and its thumbnail; yield what the gallery says of it."""
-    from PIL import Image
+    """Stage every committed notebook and its thumbnail; yield what the gallery says of it.
 
-    for path in sorted(NOTEBOOKS.glob("0[1-9]_*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        cells = [{**cell, "source": "".join(cell["source"])} for cell in notebook["cells"]]
-        picture = Image.open(io.BytesIO(base64.b64decode(_best_figure(path.stem, cells)))).convert("RGB")
-        picture.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH))
-        picture.save(folder / "figures" / f"{path.stem}.png", optimize=True)
-        shutil.copy(path, folder / "notebooks")
+    Raises:
+        ValueError: if a notebook has no title, or holds not what `BEST` names.
+    """
+    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        cells = [
+            {**cell, "source": "".join(cell["source"])}
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        ]
         title = re.match(r"#\s+(.+)", cells[0]["source"])
+        if title is None:
+            raise ValueError(f"{path.name}: the first cell must begin with a heading")
+        shutil.copy(path, folder / "notebooks")
         question = re.search(r"\*\*Question\.\*\*\s*(.+)", cells[0]["source"])
-        ending = next((c["source"] for c in reversed(cells) if c["source"].startswith("## Conclusion")), None)
-        if title is None or question is None or ending is None:
-            raise ValueError(
-                f"{path.name}: the first cell must hold a heading and a paragraph that begins **Question.**, "
-                f"and the last text must be ## Conclusion"
-            )
-        yield StudyPage(path.stem, title[1], question[1], first_sentence(ending.split("\n", 1)[1].strip()))
+        if question is None:  # a notebook to play with, such as the explorer, is no study
+            yield StudyPage(path.stem, title[1])
+            continue
+        best = BEST.get(path.stem, Best("", ""))
+        picture = _picture(path.stem, best.figure, cells)
+        if picture:
+            _thumbnail(base64.b64decode(picture), folder / "figures" / f"{path.stem}.png")
+        yield StudyPage(path.stem, title[1], question[1], _answer(path.stem, best.answer, cells), bool(picture))
 
 
-def _best_figure(study: str, cells: list[dict[str, Any]]) -> str:
-    wanted = BEST_FIGURE[study]
+def _picture(study: str, code: str, cells: list[dict[str, Any]]) -> str:
+    """The first picture (base64) of the cells that hold `code`; "" if a study without a choice has none."""
     for cell in cells:
         for output in cell.get("outputs", []):
-            if wanted in cell["source"] and "image/png" in output.get("data", {}):
+            if code in cell["source"] and "image/png" in output.get("data", {}):
                 return str(output["data"]["image/png"])
-    raise ValueError(f"{study}: no cell with a picture holds {wanted!r}; name another one in BEST_FIGURE")
+    if code:
+        raise ValueError(f"{study}: no cell with a picture holds {code!r}; name another one in BEST")
+    return ""
+
+
+def _answer(study: str, beginning: str, cells: list[dict[str, Any]]) -> str:
+    """The sentence of the conclusion that begins so; "" if a study without a choice has no conclusion."""
+    conclusion = next((c["source"] for c in reversed(cells) if c["source"].startswith("## Conclusion")), "")
+    text = conclusion.removeprefix("## Conclusion").strip()
+    if (at := text.find(beginning)) < 0:
+        raise ValueError(f"{study}: no sentence of the conclusion begins {beginning!r}; name another one in BEST")
+    return first_sentence(text[at:])
+
+
+def _thumbnail(png: bytes, path: Path) -> None:
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH))
+    picture.save(path, optimize=True)
 
 
 def first_sentence(text: str) -> str:
@@ -177,17 +211,17 @@ def first_sentence(text: str) -> str:
 
 def gallery(studies: list[StudyPage]) -> str:
     """The page of all studies: picture, question, answer."""
-    cards = [
-        f"::::{{grid-item-card}} {study.title}\n:link: notebooks/{study.name}\n:link-type: doc\n"
-        f":img-top: figures/{study.name}.png\n:img-alt: {study.title}\n\n{study.question}\n\n"
-        f"**Answer.** {study.answer}\n::::\n"
-        for study in studies
-    ]
+    cards = []
+    for study in (study for study in studies if study.question):
+        picture = f":img-top: figures/{study.name}.png\n:img-alt: {study.title}\n" if study.has_picture else ""
+        answer = f"**Answer.** {study.answer}\n" if study.answer else ""
+        card = f"::::{{grid-item-card}} {study.title}\n:link: notebooks/{study.name}\n:link-type: doc\n{picture}\n"
+        cards.append(f"{card}{study.question}\n\n{answer}::::\n")
     pages = "\n".join(f"{study.title} <notebooks/{study.name}>" for study in studies)
     return (
-        "# Studies\n\nEach study is a notebook: question, method, figures, and what was published beside what is "
-        "measured. They are shown as committed, run in seconds on the miniature models, with the figures of the full "
-        "runs beside. Numbers say how a method behaves on a small model, not on SD3.\n\n"
+        "# Studies\n\nEach study is a notebook that asks one question. What was published stands beside what is "
+        "measured. "
+        "Numbers are measured on miniature models: they show how a method behaves, not how good SD3 is.\n\n"
         f":::::{{grid}} 1 1 2 2\n:gutter: 3\n\n{''.join(cards)}:::::\n\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"
     )
 
