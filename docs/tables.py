@@ -39,7 +39,7 @@ TABLES = {
     "08_horizons": "The same measures with other numbers of slots played.",
     "08_leaderboard": "An episode of a policy at one load, on arrivals that no policy was trained on.",
     "08_quirks": "An episode of a short training with one switch of the published code turned.",
-    "08_script_curve": "An episode of LAD-TS in its published structure, one task at a time (benchmarks/scheduling.py).",
+    "08_script_curve": "An episode of LAD-TS as published, one task at a time (benchmarks/scheduling.py).",
     "08_sweeps": "An episode of a policy at one point of the published sweeps.",
 }
 
