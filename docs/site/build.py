@@ -156,14 +156,15 @@ def read_studies(folder: Path) -> Iterator[StudyPage]:
         ValueError: if a notebook has no title, or holds not what `BEST` names.
     """
     for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        cells = [
-            {**cell, "source": "".join(cell["source"])}
-            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-        ]
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cells = notebook["cells"]
+        for cell in cells:
+            cell["source"] = "".join(cell["source"])
+            cell["metadata"]["tags"] = ["hide-input"]  # code is folded: a reader opens what is wanted
         title = re.match(r"#\s+(.+)", cells[0]["source"])
         if title is None:
             raise ValueError(f"{path.name}: the first cell must begin with a heading")
-        shutil.copy(path, folder / "notebooks")
+        (folder / "notebooks" / path.name).write_text(json.dumps(notebook), encoding="utf-8")
         question = re.search(r"\*\*Question\.\*\*\s*(.+)", cells[0]["source"])
         if question is None:  # a notebook to play with, such as the explorer, is no study
             yield StudyPage(path.stem, title[1])
