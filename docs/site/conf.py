@@ -33,6 +33,7 @@ html_math_renderer = "imgmath"
 nb_execution_mode = "off"  # notebooks are shown as committed
 nb_merge_streams = True
 nb_output_stderr = "remove"
+nb_code_prompt_show, nb_code_prompt_hide = "code", "hide the code"
 myst_enable_extensions = ["colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
 
