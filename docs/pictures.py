@@ -1,7 +1,7 @@
 """Draw the two pictures of README and site that need a model: `python docs/pictures.py`, half a minute on one core.
 
-strip.png         users who share the first steps on mini-sd3, a row for each common step
-first_minute.png  the strip above the HIQM collapse of study 06, drawn from the table that ships
+strip.jpg         users who share the first steps on mini-sd3, a row for each common step
+first_minute.jpg  the strip above the HIQM collapse of study 06, drawn from the table that ships
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def main() -> None:
     title = "Quality of the shared start under eleven noise schedules (mini-sd3), and of SD3 as published"
     collapse = draw(figures.collapse(curves, "SD3, published", resolution_gap=2 * np.log(128 / 8), title=title))
     for name, picture in (("strip", strip), ("first_minute", below(strip, collapse))):
-        small = picture.quantize(256, method=Image.Quantize.FASTOCTREE)  # a third of the bytes, the same to the eye
-        write_atomically(ROOT / "docs" / f"{name}.png", png(small))
+        write_atomically(ROOT / "docs" / f"{name}.jpg", jpeg(picture))
 
 
 def users() -> Figure:
@@ -67,10 +66,10 @@ def draw(figure: Figure) -> Image.Image:
     return image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
 
 
-def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
+def jpeg(image: Image.Image) -> bytes:
+    """The bytes of a JPEG file, fine enough for thin lines and letters."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "JPEG", quality=90, subsampling=0, optimize=True)
     return buffer.getvalue()
 
 

@@ -71,7 +71,7 @@ def stage(folder: Path) -> None:
     """Everything that Sphinx reads: hand-written pages, guides, notebooks, and what is generated here."""
     shutil.copytree(DOCS / "site", folder, ignore=shutil.ignore_patterns("build.py", "__pycache__"))
     shutil.copytree(DOCS / "guides", folder / "guides")
-    for picture in (*DOCS.glob("*.svg"), *DOCS.glob("*.png")):
+    for picture in (*DOCS.glob("*.svg"), *DOCS.glob("*.jpg")):
         shutil.copy(picture, folder)
     for page in (DOCS / "architecture.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         text = page.read_text(encoding="utf-8").replace("docs/house.svg", "house.svg")
