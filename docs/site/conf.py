@@ -71,6 +71,13 @@ def tables_in_docstrings(app: object, what: str, name: str, item: object, option
     lines[:] = [*out, ""]
 
 
+def whole_properties(app: object, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
+    """Napoleon takes what stands before a colon in a property for its type, unless the first line is empty."""
+    if what in {"property", "attribute"}:
+        lines.insert(0, "")
+
+
 def setup(app: Any) -> None:
     """Hook of Sphinx."""
+    app.connect("autodoc-process-docstring", whole_properties, priority=400)  # before Napoleon
     app.connect("autodoc-process-docstring", tables_in_docstrings)
