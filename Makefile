@@ -5,7 +5,7 @@ NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env arguments reproduce test test-slow test-browser lint format notebooks results bench clean clean-outputs help
+.PHONY: env arguments reproduce test test-slow test-browser lint format notebooks results site bench clean clean-outputs help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,7 +32,7 @@ test: env  ## the test suite without its slow part, then every committed noteboo
 	$(PYTEST) -m "not slow"
 	$(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
 
-test-slow: env  ## the rest: trainings, killed runs, null data, every shipped number measured again
+test-slow: env $(VENV)/.site  ## the rest: trainings, killed runs, null data, every shipped number measured again, the site
 	$(PYTEST) -m slow
 
 test-browser: env  ## the explorer in JupyterLab, driven in headless Chromium (apt-get install chromium chromium-driver)
@@ -55,6 +55,14 @@ notebooks: env  ## execute the committed notebooks in place with their smoke def
 
 results: env  ## take the tables of a finished miniature-full run into data/results
 	$(RUN) -m hybridlib.study.results --profile miniature-full
+	$(RUN) docs/tables.py
+
+$(VENV)/.site: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[site]'
+	@touch $@
+
+site: env $(VENV)/.site  ## outputs/site/: guides, studies, reference; open index.html, no server needed
+	$(RUN) docs/site/build.py
 
 bench: env  ## both sides of every speed or size claim, in one run each
 	$(RUN) benchmarks/study01.py

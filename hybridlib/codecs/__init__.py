@@ -10,9 +10,10 @@ Raw              16-bit floats
 DecimalRounding  the published first version: round(a x) / a
 MinMax           the published second version: 2^bits levels between the extremes of a row
 Adaptive         ours: what the seed does not tell, transformed, range-coded
+RowCodec         the base of these and of a codec of your own
 """
 
-from .codec import Codec, decode, encode, parse, quantise
+from .codec import Codec, RowCodec, decode, encode, parse, quantise
 from .entropy import empirical_entropy
 from .message import Message
 from .quantisers import Adaptive, DecimalRounding, MinMax, Raw
@@ -24,6 +25,7 @@ __all__ = [
     "Message",
     "MinMax",
     "Raw",
+    "RowCodec",
     "decode",
     "empirical_entropy",
     "encode",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from importlib.metadata import entry_points
 from numbers import Integral
 from typing import ClassVar, Protocol, TypeVar, get_type_hints
 
@@ -50,7 +51,10 @@ class Codec(Protocol):
 class RowCodec:
     """Base of the shipped codecs, which say only what happens to one row.
 
-    A subclass is a frozen dataclass with a `name`, its parameters numbers or words, and the three methods at the end.
+    A subclass is a frozen dataclass with a `name`, its parameters numbers or words, and the three methods at the end:
+    `_pack(row, seed)` makes the payload of a row (channels, height, width) on the CPU, `_unpack(message)` the row
+    again, `_quantise(row, seed)` the same row without the bytes. A class is known by its name once it is imported; an
+    installed package may also name it as an entry point of the group `hybridlib.codecs`.
     """
 
     name: ClassVar[str]
@@ -119,6 +123,9 @@ def parse(specification: str) -> RowCodec:
     if not isinstance(specification, str):
         raise TypeError(f"specification must be text, got {type(specification).__name__}")
     name, _, text = specification.partition(":")
+    if name not in RowCodec._registry:
+        for installed in entry_points(group="hybridlib.codecs", name=name):
+            installed.load()  # defining the class registers it
     if name not in RowCodec._registry:
         raise ValueError(f"codec must be one of {', '.join(RowCodec._registry)}, got {name!r}")
     cls = RowCodec._registry[name]

@@ -56,7 +56,7 @@ def read_libsvm(text: str) -> dict[str, Tensor]:
 
 
 def read_ranges(pickled: bytes) -> dict[str, Tensor]:
-    """`feature_minimum` and `feature_maximum` (36,), float64, of a pickled {"min_": [...], "max_": [...]}.
+    """`feature_minimum` and `feature_maximum` (36,), float64, of a pickled `{"min_": [...], "max_": [...]}`.
 
     Raises:
         ValueError: at any opcode that is not plain data, or if the content is another.

@@ -47,3 +47,25 @@ def test_a_users_codec_decodes_what_it_encodes():
 def test_wrong_parameters_are_one_sentence(text):
     with pytest.raises(ValueError, match="codec test-halves takes step: float, offset: int, got"):
         codec.parse(text)
+
+
+def test_an_installed_package_names_its_codec_as_an_entry_point(tmp_path, monkeypatch):
+    module = """
+from dataclasses import dataclass
+from typing import ClassVar
+from hybridlib.codecs import RowCodec
+
+@dataclass(frozen=True)
+class Tenths(RowCodec):
+    name: ClassVar[str] = "test-tenths"
+    step: float = 0.1
+"""
+    (tmp_path / "packaged_codec.py").write_text(module)
+    metadata = tmp_path / "packaged_codec-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: packaged-codec\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[hybridlib.codecs]\ntest-tenths = packaged_codec:Tenths\n")
+    with pytest.raises(ValueError, match="codec must be one of .*, got 'test-tenths'"):
+        codec.parse("test-tenths:0.5")
+    monkeypatch.syspath_prepend(tmp_path)  # as if it were installed
+    assert codec.parse("test-tenths:0.5").specification == "test-tenths:0.5"

@@ -19,11 +19,11 @@ class Draws(Protocol):
     """Random numbers for every group; `purpose` says what for, so that a test can hand out its own."""
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
-        """Uniform in [0, 1), shape (G, *shape)."""
+        """Uniform in [0, 1), shape `(G, *shape)`."""
         ...
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        """Standard normal, shape (G, *shape)."""
+        """Standard normal, shape `(G, *shape)`."""
         ...
 
 
@@ -45,11 +45,11 @@ class SeededDraws:
             generator.manual_seed(seed * 1_000_003 + episode)
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
-        """Uniform in [0, 1), shape (G, *shape)."""
+        """Uniform in [0, 1), shape `(G, *shape)`."""
         return self._each(torch.rand, shape)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        """Standard normal, shape (G, *shape)."""
+        """Standard normal, shape `(G, *shape)`."""
         return self._each(torch.randn, shape)
 
     def _each(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:

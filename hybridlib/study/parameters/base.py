@@ -45,7 +45,7 @@ class Parameters(BaseModel):
     """What every study needs. Unknown names and wrong types are refused, never converted or ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    notebook: ClassVar[str]
+    notebook: ClassVar[str] = "own"  # names the study in its provenance; a subclass says which one it is
 
     profile: str = Field("smoke", pattern=r"^\w[\w.-]*$")  # names a folder of outputs/
 

@@ -1,0 +1,202 @@
+"""Describe every table that ships: `python docs/tables.py` writes data/results/README.md from the tables themselves.
+
+What a column means is written here once, or taken from the code that measures it; types, ranges, prompts and settings
+are read from the tables and the JSON beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hybridlib.files import write_atomically
+from hybridlib.paths import RESULTS
+from hybridlib.prompts import PromptSet
+from hybridlib.scheduling.study.price import MEASURES
+from hybridlib.scheduling.study.variants import AXES
+
+PERSONAL = "place of the personal prompt among the personal prompts (list below)"
+JOINT = "place in the joint list of prompts (below): public prompts first, then personal ones"
+DELAY = "of the delay of all tasks of the episode"
+
+# name -> what one row is
+TABLES = {
+    "02_alignment": "An image of the SIM sweep: its alignment with the personal prompt.",
+    "03_fidelity": "The same images: how natural they look.",
+    "05_anchored": "An image of the later protocol: public prompts share with personal ones, these among each other.",
+    "05_factorial": "An image with public scale, personal scale and negative prompt varied one by one and together.",
+    "05_image_quality": "An image of the published grid: every pair of prompts at every common step.",
+    "05_schedules": "An image of the plain variant under one of eleven noise schedules.",
+    "07_links": "An image whose latents crossed a link once, with the bytes of the message.",
+    "07_rates": "An image of the second published compression study (min-max quantiser).",
+    "07_ratios": "An image of the first published compression study (rounding).",
+    "08_curves": "An episode of a training, or of a rule on the same arrivals.",
+    "08_front": "An episode of a shipped scheduler or rule at the published size: what its low mean costs.",
+    "08_horizons": "The same measures with other numbers of slots played.",
+    "08_leaderboard": "An episode of a policy at one load, on arrivals that no policy was trained on.",
+    "08_quirks": "An episode of a short training with one switch of the published code turned.",
+    "08_script_curve": "An episode of LAD-TS as published, one task at a time (benchmarks/scheduling.py).",
+    "08_sweeps": "An episode of a policy at one point of the published sweeps.",
+}
+
+# column -> unit, what it is; "table.column" goes before "column"
+COLUMNS = {
+    "common_step": ("updates", "shared: made under the public prompt before the personal one takes over"),
+    "public_scale": ("", "guidance scale of the shared part; 0 and 1 both mean no guidance"),
+    "personal_scale": ("", "guidance scale after the handover"),
+    "npi": ("", "whether the personal prompt brings its negative prompt (negative prompt injection)"),
+    "public": ("", JOINT),
+    "personal": ("", JOINT),
+    "02_alignment.personal": ("", PERSONAL),
+    "03_fidelity.personal": ("", PERSONAL),
+    "seed": ("", "of the initial noise"),
+    "variant": (
+        "",
+        "wSIM_wNPI: public scale 2, personal scale 8, negative prompts; woSIM_woNPI: 7, 7, none. In the later "
+        "protocol wSIM: 2, 7, none; woSIM: 7, 7, none",
+    ),
+    "schedule": ("", "steps/shift/solver"),
+    "similarity": ("", "cosine of the sentence embeddings (all-MiniLM-L6-v2) of the two prompts, -1..1"),
+    "clip": ("", "CLIP cosine of image and personal prompt, -1..1, neither rescaled nor clamped; higher is better"),
+    "brisque": ("", "BRISQUE, no fixed range; lower is better"),
+    "num_inference_steps": ("updates", "of the noise schedule"),
+    "shift": ("", "of the noise schedule"),
+    "sigma": ("", "noise level at the handover, 0 (image) .. 1 (noise)"),
+    "07_links.sigma": ("", "noise level of the latents that were coded, 0 (image) .. 1 (noise)"),
+    "07_rates.sigma": ("", "noise level of the latents that were coded, 0 (image) .. 1 (noise)"),
+    "07_ratios.sigma": ("", "noise level of the latents that were coded, 0 (image) .. 1 (noise)"),
+    "prompt_index": ("", "place among the prompts of this table (below)"),
+    "run": ("", "prompt_index:seed, what is redrawn for intervals"),
+    "step": ("", "index of the update right after which the latents were coded; step + 1 updates were made"),
+    "ratio": ("", "quantisation step r: latents are rounded to multiples of r; coarser is larger"),
+    "bits": ("bits", "of the quantiser for each value"),
+    "family": ("", "of codecs, as figures name it"),
+    "codec": ("", "specification: name:parameters; `hybridlib.codecs.parse` makes the codec"),
+    "message_bytes": ("bytes", "of the whole message: header, payload, checksum"),
+    "bits_per_value": ("bits", "of the message for each value of the latents"),
+    "latent_mse": ("", "mean squared error of the decoded latents"),
+    "psnr": ("dB", "of the final image's luma against the run without coding"),
+    "ssim": ("", "structural similarity of the final image's luma with the run without coding, at most 1"),
+    "method": ("", "learner, rule, or `lower bound`, which no policy can beat"),
+    "policy": ("", "learner, rule, or `lower bound`, which no policy can beat"),
+    "trained": ("episodes", "of training; 0 for rules and for our scheduler, which is fitted"),
+    "episode": ("", "number of the episode; its arrivals are the same for all policies"),
+    "delay_s": ("s", "mean delay of all tasks of the episode"),
+    "load": ("", "work that arrives over work that the servers can do"),
+    "slots": ("", "of one second, played"),
+    "axis": ("", "what is swept: " + "; ".join(f"{name}: {what}" for name, what in AXES.items())),
+    "value": ("", "on the axis"),
+    "switch": ("", "that is turned; a name with Q and a number is a quirk of the published code"),
+} | {
+    name: ("", what) if name.endswith("share") else ("s", f"{what} {DELAY}" if "fifth" not in name else f"mean, {what}")
+    for name, what in MEASURES.items()
+}
+COLUMNS |= {f"{table}.seed": ("", "of the training; rules have 0") for table in TABLES if table.startswith("08")}
+PROMPTS_OF = {"07_links": "link_prompts", "07_rates": "rate_prompts", "07_ratios": "ratio_prompts"}
+
+
+def main() -> int:
+    """Write the description; 1 if a table or column has none."""
+    try:
+        write_atomically(RESULTS / "README.md", description().encode())
+    except KeyError as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def paths() -> list[Path]:
+    """Every table that ships."""
+    return sorted(path for path in RESULTS.iterdir() if path.suffix in {".parquet", ".csv"})
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A shipped table."""
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+def settings_of(table: str) -> dict[str, Any]:
+    """The parameters that a table was made with."""
+    file = RESULTS / f"{table}.json"
+    return json.loads(file.read_text())["parameters"] if file.is_file() else {}
+
+
+def meaning(table: str, column: str) -> tuple[str, str]:
+    """Unit and meaning of a column.
+
+    Raises:
+        KeyError: if nobody has described it.
+    """
+    for key in (f"{table}.{column}", column):
+        if key in COLUMNS:
+            return COLUMNS[key]
+    raise KeyError(f"{table}: the column {column!r} is not described in docs/tables.py")
+
+
+def description() -> str:
+    """The whole page."""
+    parts = [
+        "# Tables of the full runs\n\nWritten by `python docs/tables.py` from the tables; a test holds that no column "
+        "is left out. All numbers are measured on the miniature models: they say how a method behaves, not how good "
+        "SD3 is. Parquet is read by `pandas.read_parquet`; `table.attrs` tells the profile and the metrics with the "
+        "checksum of their weights. The JSON file beside a table holds its settings, versions and git revision.\n"
+    ]
+    for path in paths():
+        parts.append(_section(path))
+    parts.append(_prompts())
+    return "\n".join(parts)
+
+
+def _section(path: Path) -> str:
+    name, table = path.stem, read(path)
+    if name not in TABLES:
+        raise KeyError(f"the table {name!r} is not described in docs/tables.py")
+    lines = [f"## {path.name}\n", f"One row: {TABLES[name][0].lower()}{TABLES[name][1:]} {len(table):,} rows.\n"]
+    lines += ["| column | unit | values | what |", "|---|---|---|---|"]
+    for column in table:
+        unit, what = meaning(name, column)
+        lines.append(f"| `{column}` | {unit} | {values(table[column])} | {what} |")
+    if name in PROMPTS_OF:
+        settings = settings_of(name)
+        prompts = PromptSet.load(settings["prompts"]).personal
+        listed = "; ".join(f"{i}: {prompts[p]}" for i, p in enumerate(settings[PROMPTS_OF[name]]))
+        lines.append(f"\nPrompts of `prompt_index`: {listed}.")
+    return "\n".join(lines) + "\n"
+
+
+def values(column: pd.Series) -> str:
+    """The values that a column holds, in a few words."""
+    found = sorted(column.dropna().unique())
+    if column.dtype == bool:
+        return "True, False"
+    if column.dtype.kind in "iuf":
+        if len(found) <= 9:
+            return ", ".join(f"{value:.4g}" for value in found)
+        missing = f", {column.isna().sum()} missing" if column.isna().any() else ""
+        return f"{found[0]:.4g} to {found[-1]:.4g}{missing}"
+    words = ", ".join(f"{value}" for value in found)
+    return words if len(found) <= 12 and len(words) < 160 else f"{len(found)} names, such as {found[0]}"
+
+
+def _prompts() -> str:
+    used = {settings["prompts"] for table in TABLES if "prompts" in (settings := settings_of(table))}
+    parts = []
+    for name in sorted(used):
+        prompts = PromptSet.load(name)
+        parts += [f"## Prompts of `{name}`\n", "| joint place | personal place | group | prompt | negative prompt |"]
+        parts.append("|---|---|---|---|---|")
+        first = len(prompts.public)
+        groups = [*range(first), *prompts.group]
+        for i, (text, negative) in enumerate(zip(prompts.joint, prompts.joint_negative, strict=True)):
+            own = "public" if i < first else str(i - first)
+            parts.append(f"| {i} | {own} | {groups[i]} | {text} | {negative} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
