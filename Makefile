@@ -5,25 +5,31 @@ NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env reproduce test lint format notebooks results bench clean help
+.PHONY: env reproduce test test-slow lint format notebooks results bench clean help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 env: $(VENV)/.installed  ## .venv with the project and its pinned dependencies
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable '.[dev,rl]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,rl]'
 	@touch $@
 
 reproduce: env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
 	$(RUN) -m hybridlib.study.reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
-test: env  ## the test suite, then every committed notebook against its stored outputs
-	$(RUN) -m pytest
-	TQDM_DISABLE=1 $(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
+# One thread a worker: two torch processes of several threads each slow each other down many times.
+PYTEST := OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
+
+test: env  ## the test suite without its slow part, then every committed notebook against its stored outputs
+	$(PYTEST) -m "not slow"
+	$(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
+
+test-slow: env  ## the rest: trainings, killed runs, null data, every shipped number measured again
+	$(PYTEST) -m slow
 
 lint: env  ## ruff and the type checker
 	$(RUN) -m ruff check .

@@ -1,10 +1,29 @@
-"""Freshly built random SD3 pipelines: the real architecture in sizes of our choice, no download."""
+"""Freshly built random pipelines: the real architectures in sizes of our choice, no download."""
 
 from __future__ import annotations
 
+import inspect
+
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from hybridlib.denoising.pipelines import HybridStableDiffusion3Pipeline
 from hybridlib.miniature.tokens import MAX_TOKENS, build_tokenizer
@@ -29,17 +48,7 @@ def random_sd3(with_t5: bool = False, seed: int = 0) -> HybridStableDiffusion3Pi
     )
     for parameter in transformer.parameters():  # large enough that prompts and guidance matter
         torch.nn.init.normal_(parameter, std=0.12)
-    vae = AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-    )
+    vae = _vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5)
     pipeline = HybridStableDiffusion3Pipeline(
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -55,7 +64,97 @@ def random_sd3(with_t5: bool = False, seed: int = 0) -> HybridStableDiffusion3Pi
     return pipeline
 
 
-def _text_encoder(width, tokenizer):
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+DIFFUSION = {  # scheduler -> what Stable Diffusion sets
+    DPMSolverMultistepScheduler: {},
+    DDIMScheduler: {"clip_sample": False, "set_alpha_to_one": False},
+    LCMScheduler: {},
+}
+
+
+def diffusion_scheduler(kind=DPMSolverMultistepScheduler, **options):
+    options = BETAS | DIFFUSION.get(kind, {}) | options
+    if "steps_offset" not in inspect.signature(kind.__init__).parameters:
+        del options["steps_offset"]
+    return kind(**options)
+
+
+def random_unet(widths=(16, 32), seed=0, **config):
+    """An untrained UNet with one attention layer on either side."""
+    torch.manual_seed(seed)
+    config = {"cross_attention_dim": 16} | config
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=widths,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+        **config,
+    )
+    for parameter in unet.parameters():  # large enough that prompts and guidance matter
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.12)
+    return unet.eval()
+
+
+def random_sd(seed: int = 0, scheduler=None, cls=StableDiffusionPipeline, **config):
+    """An untrained Stable Diffusion 1.x of 32x32 images; with `time_cond_proj_dim` a latent consistency model."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    pipeline = cls(
+        vae=_vae(scaling_factor=0.18215).eval(),
+        text_encoder=_text_encoder(16, tokenizer, CLIPTextModel).eval(),
+        tokenizer=tokenizer,
+        unet=random_unet(seed=seed, **config),
+        scheduler=scheduler or diffusion_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+SDXL = {
+    "cross_attention_dim": 48,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 32,
+}
+
+
+def random_sdxl(seed: int = 0, scheduler=None, cls=StableDiffusionXLPipeline, **config):
+    """An untrained SDXL of 32x32 images."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    pipeline = cls(
+        vae=_vae(scaling_factor=0.13025).eval(),
+        text_encoder=_text_encoder(16, tokenizer, CLIPTextModel).eval(),
+        text_encoder_2=_text_encoder(32, tokenizer).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=build_tokenizer(pad_token="!"),
+        unet=random_unet(seed=seed, **(SDXL | config)),
+        scheduler=scheduler or diffusion_scheduler(),
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _vae(**config):
+    return AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        **config,
+    )
+
+
+def _text_encoder(width, tokenizer, cls=CLIPTextModelWithProjection):
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -67,7 +166,7 @@ def _text_encoder(width, tokenizer):
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return CLIPTextModelWithProjection(config)
+    return cls(config)
 
 
 def _t5(width):

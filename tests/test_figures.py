@@ -60,10 +60,10 @@ def test_changes_from_a_setting_are_the_paired_ones():
         intervals.changes_from(table, "score", {"public_scale": 7.0})
 
 
-def test_change_panels_draw_every_setting_once():
+def test_interval_panels_draw_every_setting_once():
     changes = intervals.changes_from(sweep(), "clip", {"public_scale": 7.0, "npi": False}, by=["common_step"])
     names = {False: "without", True: "with"}
-    figure = figures.change_panels(changes, "public_scale", "common_step", "npi", names, {"common_step": "step"})
+    figure = figures.interval_panels(changes, "public_scale", "common_step", "npi", names, {"common_step": "step"})
     assert [ax.get_title() for ax in figure.axes] == ["step 3", "step 9", "step 21"]
     for ax, step in zip(figure.axes, (3, 9, 21), strict=True):
         for line, npi in zip(ax.lines[1:], names, strict=True):

@@ -16,9 +16,9 @@ from hybridlib.compression import rates
 from hybridlib.hybrid import claims, hiqm, planning, schedules, validation
 from hybridlib.paths import MODELS, PUBLISHED, ROOT
 from hybridlib.scheduling.study import claims as scheduling_claims
-from hybridlib.scheduling.study import front
-from hybridlib.scheduling.study.front import ORACLE
+from hybridlib.scheduling.study import front, price
 from hybridlib.scheduling.study.pieces import BOUND, OURS
+from hybridlib.scheduling.study.price import ORACLE
 from hybridlib.study import results
 
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
@@ -154,7 +154,7 @@ def test_scheduling():
         f"One stateless line lies {below('capacity-weighted random', 'LAD-TS')} % below LAD-TS",
         f"lies {below(OURS, 'LAD-TS')} % below it and within {-below(OURS, BOUND)} % of a proven bound",
     )
-    prices = front.summary(results.load("08_front")).set_index(["policy", "measure"])
+    prices = price.summary(results.load("08_front")).set_index(["policy", "measure"])
     ours, kept = front.name_of(), front.name_of(13.0)
     assert prices.loc[(ours, "p99_s"), "ratio"] == pytest.approx(2, abs=0.05)
     assert prices.loc[(kept, "p99_s"), "ratio"] < 1.01

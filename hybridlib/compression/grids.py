@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from ..codecs import Codec, DecimalRounding, MinMax
-from ..denoising.trajectory import Trajectory, Tree
+from ..denoising.trajectory import Trajectory
+from ..denoising.tree import Tree
 from ..files import checksum, digest, read_image, write_array, write_atomically, write_json, write_table
 from ..study.runner import Outcome, generate, provenance, with_schedule
 

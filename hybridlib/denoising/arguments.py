@@ -2,37 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import reprlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from tqdm import tqdm
 
+from .families import check_pipeline
 from .solvers import check_scheduler
 from .state import DenoiseState
-from .trajectory import check_codec, check_type
+from .trajectory import Trajectory, check_codec, check_type
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusion3Pipeline
-
     from ..codecs import Codec
+    from .denoisers import Denoiser, GuidedDenoiser
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _NOT_HYBRID = (  # stock arguments that have no meaning when several users share a prefix
     *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     *("ip_adapter_image", "ip_adapter_image_embeds", "skip_guidance_layers"),
+    *("timesteps", "denoising_end", "eta", "guidance_rescale"),
 )
+
+
+@dataclass(frozen=True, repr=False)
+class HybridArguments:
+    """What a hybrid call takes beside the stock arguments; see `pipelines.HybridPipeline`."""
+
+    public_prompt: str | None = None
+    common_step: int | Sequence[int] | None = None
+    public_guidance_scale: float | None = None
+    prompt_unchanged: bool | None = None
+    denoisers: Sequence[Any] | None = None
+    steps: str | Sequence[int] | None = None
+    handoff: str = "keep"
+    compress_at_step: int | None = None
+    codec: Codec | None = None
+    compress_scale: float | None = None
+    compression_rate: float | None = None
+    get_intermediate_result: bool = False
+    batch_size: int = 64
+
+    def __repr__(self) -> str:
+        given = [f"{f.name}={reprlib.repr(v)}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]
+        return f"HybridArguments({', '.join(given)})"
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether nothing is asked that the stock pipeline does not do."""
+        return not self.get_intermediate_result and all(
+            getattr(self, f.name) is None for f in fields(self) if f.default is None
+        )
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError where the arguments have other types or contradict each other."""
+        check_type("public_prompt", self.public_prompt, (str, type(None)), "text")
+        check_type("public_guidance_scale", self.public_guidance_scale, (Real, type(None)), "a number")
+        check_type("prompt_unchanged", self.prompt_unchanged, (bool, type(None)), "True or False")
+        check_type("batch_size", self.batch_size, Integral, "a whole number")
+        public = self.public_prompt is not None or self.public_guidance_scale is not None
+        if self.prompt_unchanged is not None and public:
+            raise ValueError("prompt_unchanged is the two-call form: leave out public_prompt and public_guidance_scale")
+        if self.prompt_unchanged is None and self.public_prompt is None:
+            if self.common_step or self.public_guidance_scale is not None:
+                raise ValueError("common_step and public_guidance_scale need a public_prompt (or prompt_unchanged)")
+        elif self.common_step is None:
+            raise ValueError("a public phase needs common_step, the number of updates that it lasts")
+        if (self.denoisers is None) != (self.steps is None):
+            raise ValueError("denoisers and steps belong together: one says who denoises, the other for how many steps")
+
+    def parts(self, num_inference_steps: int) -> list[int]:
+        """The number of updates of each denoiser.
+
+        Raises:
+            TypeError: if `steps` is neither text nor a list of whole numbers, or `denoisers` no list.
+            ValueError: unless there is one number a denoiser, none negative, and they sum to the schedule.
+        """
+        check_type("denoisers", self.denoisers, (list, tuple), "a list of networks or pipelines")
+        check_type("steps", self.steps, (str, list, tuple), "text such as '10,15' or a list of whole numbers")
+        numbers: list[Any] = list(self.steps or ())
+        if isinstance(self.steps, str):
+            if not all(word.strip().isdecimal() for word in self.steps.split(",")):
+                raise ValueError(f"steps must be whole numbers with commas between, as '10,15' is, got {self.steps!r}")
+            numbers = [int(word) for word in self.steps.split(",")]
+        for number in numbers:
+            check_type("a number of steps", number, Integral, "a whole number")
+        if len(numbers) != len(self.denoisers or ()) or min(numbers, default=0) < 0:
+            raise ValueError(
+                f"steps must hold a number of updates, 0 or more, for each of {len(self.denoisers or ())} denoisers, "
+                f"got {self.steps!r}"
+            )
+        if sum(numbers) != num_inference_steps:
+            raise ValueError(
+                f"steps must sum to num_inference_steps={num_inference_steps}, got {self.steps!r}, which makes "
+                f"{sum(numbers)}"
+            )
+        return numbers
 
 
 def check_sampling(
     pipeline: object, keep: Any, resume: object, progress: object, num_inference_steps: object, batch_size: object
 ) -> None:
     """Raise TypeError unless the arguments of `sample` have its types."""
-    from diffusers import StableDiffusion3Pipeline
-
-    check_type("pipeline", pipeline, StableDiffusion3Pipeline, "a StableDiffusion3Pipeline, as models.load returns")
+    check_pipeline(pipeline)
     if num_inference_steps is not None:
         check_type("num_inference_steps", num_inference_steps, Integral, "a whole number")
     check_type("batch_size", batch_size, Integral, "a whole number")
@@ -43,32 +119,41 @@ def check_sampling(
     check_type("progress", progress, (bool, tqdm), "True, False or a bar")
 
 
-def latent_size(pipeline: StableDiffusion3Pipeline, height: int | None, width: int | None) -> tuple[int, int]:
+def latent_size(denoiser: GuidedDenoiser, height: int | None, width: int | None) -> tuple[int, int]:
     """Height and width of latents for an image size in pixels, the model's own where None."""
-    factor, patch = pipeline.vae_scale_factor, pipeline.patch_size
-    default = pipeline.default_sample_size * factor
     sizes = []
     for name, value in (("height", height), ("width", width)):
-        value = default if value is None else value
+        value = denoiser.default_size if value is None else value
         check_type(name, value, Integral, "a whole number of pixels")
-        if value <= 0 or value % (factor * patch):
-            raise ValueError(f"{name} must be a positive multiple of {factor * patch} pixels, got {value}")
-        sizes.append(value // factor)
+        if value <= 0 or value % denoiser.size_multiple:
+            raise ValueError(f"{name} must be a positive multiple of {denoiser.size_multiple} pixels, got {value}")
+        sizes.append(value // denoiser.pipeline.vae_scale_factor)
     return sizes[0], sizes[1]
 
 
-def check_types(public_prompt: object, public_guidance_scale: object, unchanged: object, batch_size: object) -> None:
-    """Raise TypeError unless the arguments of a hybrid call have its types."""
-    check_type("public_prompt", public_prompt, (str, type(None)), "text")
-    check_type("public_guidance_scale", public_guidance_scale, (Real, type(None)), "a number")
-    check_type("prompt_unchanged", unchanged, (bool, type(None)), "True or False")
-    check_type("batch_size", batch_size, Integral, "a whole number")
+def check_segments(trajectories: Sequence[Trajectory], denoisers: Mapping[str, Denoiser]) -> None:
+    """Raise ValueError where a segment asks its denoiser for what it cannot do."""
+    for segment in dict.fromkeys(segment for trajectory in trajectories for segment in trajectory.segments):
+        if segment.denoiser not in denoisers:
+            known = ", ".join(map(repr, denoisers))
+            raise ValueError(f"a segment asks for denoiser {segment.denoiser!r}; there are {known}")
+        if getattr(denoisers[segment.denoiser], "embeds_guidance", False):
+            if segment.negative_prompt:
+                raise ValueError(
+                    f"negative_prompt must be empty where the network embeds its guidance scale, as denoiser "
+                    f"{segment.denoiser!r} does, got {segment.negative_prompt!r}"
+                )
+            if segment.guidance_scale < 1:
+                raise ValueError(
+                    f"guidance_scale must be at least 1 where the network embeds it, as denoiser "
+                    f"{segment.denoiser!r} does, got {segment.guidance_scale}"
+                )
 
 
-def check_stock(pipeline: StableDiffusion3Pipeline, call: dict[str, Any]) -> None:
-    """Refuse what cannot be combined with a shared prefix; fill in the default image size."""
-    for name in _NOT_HYBRID:
-        if call[name] is not None:
+def check_stock(call: dict[str, Any], defaults: Mapping[str, Any], denoiser: GuidedDenoiser) -> None:
+    """Refuse what cannot be combined with the hybrid arguments; fill in the default image size."""
+    for name in (name for name in (*_NOT_HYBRID, "kwargs") if name in call):
+        if call[name] is not None and call[name] != ({} if name == "kwargs" else defaults[name]):
             raise ValueError(f"{name} cannot be combined with the hybrid arguments")
     if call["callback_on_step_end_tensor_inputs"] != ["latents"]:
         raise ValueError("callback_on_step_end_tensor_inputs can only be ['latents'] with the hybrid arguments")
@@ -79,15 +164,14 @@ def check_stock(pipeline: StableDiffusion3Pipeline, call: dict[str, Any]) -> Non
     if call["output_type"] not in OUTPUT_TYPES:
         raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {call['output_type']!r}")
     check_type("latents", call["latents"], (Tensor, type(None)), "a tensor")
-    check_scheduler(pipeline.scheduler)
+    check_scheduler(denoiser.pipeline.scheduler, denoiser.is_flow)
     for side in ("height", "width"):
-        call[side] = call[side] or pipeline.default_sample_size * pipeline.vae_scale_factor
-    pipeline.check_inputs(call["prompt"], None, None, call["height"], call["width"])
+        call[side] = call[side] or denoiser.default_size
 
 
 def texts(call: dict[str, Any]) -> Iterator[str]:
     """Prompts of a stock call, and negative prompts where they count."""
-    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+    for name in (n for n in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2") if n in call):
         given = call[name] if isinstance(call[name], (list, tuple)) else [call[name]]
         if not name.startswith("negative") or call["guidance_scale"] > 1:
             yield from (text for text in given if isinstance(text, str))
@@ -102,10 +186,11 @@ def per_user(name: str, value: Any, users: int) -> list[Any]:
     return list(value)
 
 
-def link_codec(step: int | None, codec: Codec | None, scale: float | None, rate: float | None) -> Codec | None:
+def link_codec(ask: HybridArguments) -> Codec | None:
     """The one codec that the arguments name, or None."""
     from ..codecs import DecimalRounding, MinMax
 
+    step, codec, scale, rate = ask.compress_at_step, ask.codec, ask.compress_scale, ask.compression_rate
     given = {"codec": codec, "compress_scale": scale, "compression_rate": rate}
     named = [name for name, value in given.items() if value is not None]
     if step is None:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from .identity import model_identity
 from .trajectory import Conditioning
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusion3Pipeline
+
+class Space(NamedTuple):
+    """What two models have to share so that one can go on with the latents of the other."""
+
+    latent_channels: int
+    vae_scaling: float | None
+    vae_shift: float | None
+    prediction_type: str
+    training_noise: str  # the noise schedule that they were trained on
+
+    def difference(self, other: Space) -> str | None:
+        """The first thing in which two spaces differ, in words, or None."""
+        for name, mine, its in zip(self._fields, self, other, strict=True):
+            if mine != its:
+                return f"{name.replace('_', ' ').replace('vae', 'VAE')} {mine} and {its}"
+        return None
 
 
 class Denoiser(Protocol):
@@ -28,6 +45,10 @@ class Denoiser(Protocol):
         """What the latents have to be."""
         ...
 
+    def nfe(self, conditioning: Conditioning) -> int:
+        """Evaluations of a row under this conditioning: two under classifier-free guidance, else one."""
+        ...
+
     def __call__(self, latents: Tensor, timestep: Tensor, conditionings: Sequence[Conditioning]) -> Tensor:
         """Guided model output for every row, in as many forwards as the batch size asks for.
 
@@ -36,47 +57,114 @@ class Denoiser(Protocol):
         ...
 
 
-class SD3Denoiser:
-    """The SD3 transformer with per-row prompt, negative prompt and guidance scale.
+class GuidedDenoiser(ABC):
+    """A network of a diffusers pipeline with per-row prompt, negative prompt and guidance scale.
 
-    Rows at guidance scale <= 1 cost one evaluation, the others two: v = v_neg + g (v_text - v_neg). Prompts are
-    encoded once per denoiser. `batch_size` bounds the evaluations in one forward; when the device runs out of memory
-    it is halved, with a warning, and the forward is tried again.
+    Rows at guidance scale <= 1 cost one evaluation, the others two: e = e_neg + g (e_text - e_neg). Prompts are
+    encoded once. `batch_size` bounds the evaluations in one forward; when the device runs out of memory it is halved,
+    with a warning, and the forward is tried again. What differs between families of models is left to subclasses.
 
     Args:
-        pipeline: a diffusers SD3 pipeline that holds transformer, text encoders and tokenizers.
+        pipeline: a diffusers pipeline that holds network, text encoders, tokenizers, VAE and scheduler.
         batch_size: most denoiser evaluations in one forward.
-        max_sequence_length: T5 tokens, as in diffusers; without T5 the number of null tokens in its place.
-        clip_skip: as in diffusers.
+        clip_skip, attention_kwargs: as in diffusers.
     """
+
+    network: str  # the name that the pipeline gives its network
 
     def __init__(
         self,
-        pipeline: StableDiffusion3Pipeline,
+        pipeline: Any,
         batch_size: int = 64,
-        max_sequence_length: int = 256,
         clip_skip: int | None = None,
-        joint_attention_kwargs: dict[str, Any] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.pipeline = pipeline
+        self.model = getattr(pipeline, self.network)
         self.batch_size = batch_size
-        self.max_sequence_length = max_sequence_length
         self.clip_skip = clip_skip
-        self.joint_attention_kwargs = joint_attention_kwargs
-        self.latent_channels = pipeline.transformer.config.in_channels
-        self._embeds: dict[str, tuple[Tensor, Tensor]] = {}
+        self.attention_kwargs = attention_kwargs
+        self._embeds: dict[tuple[str, bool], tuple[Tensor, ...]] = {}
+
+    def of_model(self, model: Any) -> Self:
+        """The same denoiser with another network; encoded prompts are shared."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     @property
     def device(self) -> torch.device:
         """Where the latents have to be."""
-        return self.pipeline._execution_device
+        own = self.model is getattr(self.pipeline, self.network)
+        return self.pipeline._execution_device if own else self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the latents have to be."""
-        return self.pipeline.transformer.dtype
+        return self.model.dtype
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.model.config.in_channels
+
+    @property
+    def identity(self) -> str:
+        """A short fingerprint of the network."""
+        return model_identity(self.model)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the guidance scale is an input of the network, so that guidance costs no second evaluation."""
+        return False
+
+    @property
+    @abstractmethod
+    def space(self) -> Space:
+        """What another model has to share to take part in the same trajectory."""
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the network predicts the velocity of a flow, not noise or v of diffusion."""
+        return self.space.prediction_type == "flow_prediction"
+
+    @property
+    @abstractmethod
+    def size_multiple(self) -> int:
+        """Height and width of images are multiples of this many pixels."""
+
+    @property
+    @abstractmethod
+    def default_size(self) -> int:
+        """Height and width of images in pixels where nobody says otherwise."""
+
+    def schedule_options(self, config: Any, latent_size: tuple[int, int]) -> dict[str, Any]:
+        """What the scheduler's `set_timesteps` needs to know of the latents' size."""
+        return {}
+
+    @abstractmethod
+    def decode(self, latents: Tensor, output_type: str) -> Any:
+        """Images of latents (rows, channels, height, width) as the stock pipeline decodes and returns them."""
+
+    @abstractmethod
+    def example(self, height: int, width: int) -> dict[str, Any]:
+        """Arguments of the network for one evaluation at an image size in pixels, empty tensors on the meta device."""
+
+    @abstractmethod
+    def _encode(self, text: str, negative: bool) -> tuple[Tensor, ...]:
+        """What the network is told of a text, each with a leading dimension of 1."""
+
+    @abstractmethod
+    def _evaluate(
+        self, latents: Tensor, timestep: Tensor, texts: tuple[Tensor, ...], negatives: int, scales: list[float]
+    ) -> Tensor:
+        """Model output of rows of which the first `negatives` have negative prompts; `scales` belong to the others."""
+
+    def nfe(self, conditioning: Conditioning) -> int:
+        """See `Denoiser.nfe`."""
+        return 1 if self.embeds_guidance else conditioning.nfe
 
     def __call__(self, latents: Tensor, timestep: Tensor, conditionings: Sequence[Conditioning]) -> Tensor:
         """See `Denoiser.__call__`."""
@@ -98,53 +186,39 @@ class SD3Denoiser:
         """The most rows from `start` whose evaluations fit the batch size; at least one."""
         stop, evaluations = start, 0
         while stop < len(conditionings):
-            evaluations += conditionings[stop].nfe
+            evaluations += self.nfe(conditionings[stop])
             if evaluations > self.batch_size and stop > start:
                 break
             stop += 1
         return stop
 
     def _forward(self, latents: Tensor, timestep: Tensor, conditionings: Sequence[Conditioning]) -> Tensor:
-        guided = [row for row, conditioning in enumerate(conditionings) if conditioning.nfe == 2]
+        guided = [row for row, conditioning in enumerate(conditionings) if self.nfe(conditioning) == 2]
         # Negatives first, as diffusers orders them, so that a single row repeats its arithmetic exactly.
-        prompts = [conditionings[row].negative_prompt for row in guided] + [c.prompt for c in conditionings]
-        embeds, pooled = self._encode(prompts)
+        texts = [(conditionings[row].negative_prompt, True) for row in guided] + [
+            (conditioning.prompt, False) for conditioning in conditionings
+        ]
         inputs = torch.cat([latents[guided], latents])
-        output = self.pipeline.transformer(
-            hidden_states=inputs,
-            timestep=timestep.expand(len(inputs)),
-            encoder_hidden_states=embeds,
-            pooled_projections=pooled,
-            joint_attention_kwargs=self.joint_attention_kwargs,
-            return_dict=False,
-        )[0]
+        scales = [conditioning.guidance_scale for conditioning in conditionings]
+        output = self._evaluate(inputs, timestep, self._encoded(texts), len(guided), scales)
         negative, text = output[: len(guided)], output[len(guided) :]
         if not guided:
             return text
-        scales = torch.tensor([conditionings[row].guidance_scale for row in guided], device=output.device)
-        scales = scales.to(output.dtype).view(-1, 1, 1, 1)
-        guided_output = negative + scales * (text[guided] - negative)
+        weights = torch.tensor([scales[row] for row in guided], device=output.device)
+        weights = weights.to(output.dtype).view(-1, 1, 1, 1)
+        guided_output = negative + weights * (text[guided] - negative)
         if len(guided) == len(text):
             return guided_output
         text = text.clone()
         text[guided] = guided_output
         return text
 
-    def _encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeds:
-                embeds, _, pooled, _ = self.pipeline.encode_prompt(
-                    prompt,
-                    None,
-                    None,
-                    do_classifier_free_guidance=False,
-                    device=self.device,
-                    clip_skip=self.clip_skip,
-                    max_sequence_length=self.max_sequence_length,
-                )
-                self._embeds[prompt] = (embeds, pooled)
-        rows = [self._embeds[prompt] for prompt in prompts]
-        return torch.cat([embeds for embeds, _ in rows]), torch.cat([pooled for _, pooled in rows])
+    def _encoded(self, texts: Sequence[tuple[str, bool]]) -> tuple[Tensor, ...]:
+        for text, negative in dict.fromkeys(texts):
+            if (text, negative) not in self._embeds:
+                self._embeds[text, negative] = self._encode(text, negative)
+        rows = [self._embeds[text] for text in texts]
+        return tuple(torch.cat(parts).to(self.device, self.dtype) for parts in zip(*rows, strict=True))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

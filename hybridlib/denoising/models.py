@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 from ..paths import MODELS
 
 if TYPE_CHECKING:
-    from .pipelines import HybridStableDiffusion3Pipeline
+    from .hybrid_call import HybridPipeline
 
 DTYPES = ("float32", "float16", "bfloat16")
-FAMILY = ("StableDiffusion3Pipeline", "HybridStableDiffusion3Pipeline")
+INDEX = "model_index.json"
+OPTIONAL = ("text_encoder_3", "tokenizer_3", "safety_checker", "feature_extractor", "image_encoder")
+FAMILIES = {  # the class that a folder names -> the class that it loads as
+    "StableDiffusion3Pipeline": "HybridStableDiffusion3Pipeline",
+    "StableDiffusionPipeline": "HybridStableDiffusionPipeline",
+    "LatentConsistencyModelPipeline": "HybridStableDiffusionPipeline",
+    "StableDiffusionXLPipeline": "HybridStableDiffusionXLPipeline",
+}
+FAMILIES |= {name: name for name in FAMILIES.values()}
 
 
 def locate(name: str) -> str:
@@ -29,20 +37,32 @@ def locate(name: str) -> str:
     return name
 
 
-def _check_family(folder: Path) -> None:
-    """Other families hold parts of the same names, and some would load."""
-    index = folder / "model_index.json"
-    if not folder.is_dir():
-        return
+def _class_of(location: str) -> Any:
+    """The pipeline class that the index of a folder or hub repository asks for."""
+    from huggingface_hub import hf_hub_download
+
+    from . import pipelines
+
+    index = Path(location) / INDEX
+    if not Path(location).is_dir():
+        index = Path(hf_hub_download(location, INDEX))
     if not index.is_file():
-        raise ValueError(f"{folder} holds no model_index.json; a folder as diffusers saves pipelines is needed")
-    family = json.loads(index.read_text()).get("_class_name")
-    if family not in FAMILY:
-        raise ValueError(f"{folder} holds a {family}; only {' and '.join(FAMILY)} load here")
+        raise ValueError(f"{location} holds no {INDEX}; a folder as diffusers saves pipelines is needed")
+    family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    if family not in FAMILIES:
+        raise ValueError(f"{location} holds a {family}; only {' and '.join(FAMILIES)} load here")
+    return getattr(pipelines, FAMILIES[family])
 
 
-def load(name: str, device: str | None = None, dtype: str | None = None) -> HybridStableDiffusion3Pipeline:
-    """A hybrid SD3 pipeline from a miniature name, a local folder or a hub id.
+def _absent(folder: Path) -> list[str]:
+    """The optional parts that a folder was saved without, so that they are not asked for."""
+    parts = json.loads((folder / INDEX).read_text())
+    lists = {part: entry for part, entry in parts.items() if isinstance(entry, list)}
+    return [part for part, entry in lists.items() if part in OPTIONAL and not (folder / part).is_dir()]
+
+
+def load(name: str, device: str | None = None, dtype: str | None = None) -> HybridPipeline:
+    """A hybrid pipeline of SD3, Stable Diffusion 1.x, LCM or SDXL: a miniature's name, a local folder or a hub id.
 
     Args:
         device: "cuda" where there is a GPU, else "cpu", by default.
@@ -54,8 +74,6 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
             reached, naming the local-folder alternative.
     """
     import torch
-
-    from .pipelines import HybridStableDiffusion3Pipeline
 
     if not isinstance(name, (str, Path)):
         raise TypeError(f"name must be a miniature's name, a folder or a hub id, got {name!r}")
@@ -69,12 +87,12 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
     except (RuntimeError, TypeError):
         raise ValueError(f"device must be a name that torch knows, such as 'cpu' or 'cuda', got {device!r}") from None
     location = locate(name)
-    _check_family(Path(location))
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-    if Path(location).is_dir() and not (Path(location) / "text_encoder_3").is_dir():
-        options |= {"text_encoder_3": None, "tokenizer_3": None}
     try:
-        pipeline = HybridStableDiffusion3Pipeline.from_pretrained(location, **options)
+        kind = _class_of(location)
+        if Path(location).is_dir():  # parts that a folder was saved without, such as T5
+            options |= dict.fromkeys(_absent(Path(location)))
+        pipeline = kind.from_pretrained(location, **options)
     except OSError as error:
         if Path(location).is_dir():
             raise

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..files import write_atomically
+from .denoisers import GuidedDenoiser, Space
 from .solvers import check_history, noise_levels, solver_identity
 from .trajectory import Trajectory, check_type
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusion3Pipeline
 
 FORMAT = "hybridlib.DenoiseState/2"
 _PACKAGES = ("hybridlib", "torch", "diffusers")
@@ -39,9 +38,10 @@ class DenoiseState:
     sigmas: Tensor  # (num_inference_steps + 1,) the whole schedule
     history: dict[str, Tensor]  # what the solver remembers, empty for Euler
     past: Trajectory  # the seed and segments that led here
-    model: str  # identity of the denoiser
+    model: str  # identity of the denoiser that made it, the last of its past
     solver: str  # identity of the solver
     versions: dict[str, str]
+    space: Space | None = None  # what another model must share to go on; None in files that do not tell
 
     def __post_init__(self) -> None:
         check_type("latents", self.latents, Tensor, "a tensor")
@@ -50,6 +50,7 @@ class DenoiseState:
         check_type("past", self.past, Trajectory, "a Trajectory")
         for name in ("model", "solver"):
             check_type(name, getattr(self, name), str, "text")
+        check_type("space", self.space, (Space, type(None)), "a Space")
         check_type("versions", self.versions, dict, "a dict of package versions")
         if self.latents.ndim != 4 or len(self.latents) != 1 or not self.latents.is_floating_point():
             raise ValueError(f"a state must hold latents of one row, got {tuple(self.latents.shape)}")
@@ -70,7 +71,7 @@ class DenoiseState:
 
     @staticmethod
     def capture(
-        pipeline: StableDiffusion3Pipeline,
+        denoisers: Mapping[str, GuidedDenoiser],
         scheduler: Any,
         latents: Tensor,
         step: int,
@@ -81,27 +82,33 @@ class DenoiseState:
         segments = tuple(replace(s, stop=min(s.stop, step)) for s in trajectory.segments if s.start < step)
         if not segments:
             raise ValueError(f"a state needs at least one update after step {trajectory.start}, got step {step}")
+        made_by = denoisers[segments[-1].denoiser]
         return DenoiseState(
             latents=latents.cpu().clone(),
             step=step,
             sigmas=noise_levels(scheduler),
             history={name: rows.cpu().clone() for name, rows in history.items()},
             past=Trajectory(trajectory.seed, segments),
-            model=model_identity(pipeline),
+            model=made_by.identity,
             solver=solver_identity(scheduler),
             versions=_versions(),
+            space=made_by.space,
         )
 
     def check(
         self,
-        pipeline: StableDiffusion3Pipeline,
+        denoisers: Mapping[str, GuidedDenoiser],
         scheduler: Any,
         trajectories: Sequence[Trajectory],
         shape: tuple[int, ...],
     ) -> None:
         """Refuse what this state cannot go on with.
 
+        A denoiser of the name that made the state must be the same model. One of another name takes over: a handoff,
+        for which both models must share latent channels, VAE scaling, prediction type and noise schedule.
+
         Args:
+            denoisers: by name, all that the trajectories use.
             shape: (channels, height, width) of the latents to go on with.
 
         Raises:
@@ -117,8 +124,8 @@ class DenoiseState:
         for package, here in _versions().items():
             if self.versions.get(package) != here:
                 raise ValueError(f"the state was made with {package} {self.versions.get(package)}, here it is {here}")
-        if self.model != (here := model_identity(pipeline)):
-            raise ValueError(f"the state was made by model {self.model}, this pipeline holds {here}")
+        for name in dict.fromkeys(trajectory.segments[0].denoiser for trajectory in trajectories):
+            self._check_model(name, denoisers[name])
         if tuple(self.latents.shape[1:]) != shape:
             raise ValueError(f"the state's latents are {tuple(self.latents.shape[1:])}, this call needs {shape}")
         levels = noise_levels(scheduler)
@@ -129,7 +136,22 @@ class DenoiseState:
             )
         if self.solver != (here := solver_identity(scheduler)):
             raise ValueError(f"the state was made by solver {self.solver}, this pipeline has {here}")
-        check_history(scheduler, self.history, (1, *shape), self.step)
+        ages = {self.step} | {self.step - a.stop for a, b in pairwise(self.past.segments) if a.denoiser != b.denoiser}
+        check_history(scheduler, self.history, (1, *shape), ages)
+
+    def _check_model(self, name: str, denoiser: GuidedDenoiser) -> None:
+        made_by = self.past.segments[-1].denoiser
+        if self.model == (here := denoiser.identity):
+            return
+        if name == made_by:
+            raise ValueError(
+                f"the state was made by model {self.model}, this pipeline holds {here}; a model that takes over needs "
+                f"a denoiser name of its own"
+            )
+        if self.space is None:
+            raise ValueError(f"the state does not tell whether a model other than {self.model} can take over")
+        if (difference := self.space.difference(denoiser.space)) is not None:
+            raise ValueError(f"denoiser {name!r} cannot take over from {self.model}: they have {difference}")
 
     def to_bytes(self) -> bytes:
         """Serialise; the length is what a network would carry."""
@@ -146,6 +168,8 @@ class DenoiseState:
             "solver": self.solver,
             "versions": self.versions,
         }
+        if self.space is not None:
+            metadata["space"] = self.space._asdict()
         text = json.dumps(metadata, sort_keys=True)
         return save(tensors, metadata={"format": FORMAT, "state": text, "sha256": _checksum(text, tensors)})
 
@@ -190,26 +214,21 @@ class DenoiseState:
 
 def _from_parts(state: Any, tensors: dict[str, Tensor]) -> DenoiseState:
     wanted = {field.name for field in fields(DenoiseState)} - {"latents", "sigmas", "history"}
-    if not isinstance(state, dict) or set(state) != wanted:
+    if not isinstance(state, dict) or set(state) | {"space"} != wanted:
         raise ValueError(f"it must tell {', '.join(sorted(wanted))}, and does not")
     named = {name for name in tensors if name in ("latents", "sigmas")}
     if len(named) < 2 or not all(name in named or name.startswith("history.") for name in tensors):
         raise ValueError(f"it must hold latents, sigmas and history, got {sorted(tensors)}")
+    space = state.get("space")
+    if space is not None:
+        check_type("space", space, dict, "a dict")
+        space = Space(**space)
     return DenoiseState(
-        **state | {"past": Trajectory.from_json(state["past"])},
+        **state | {"past": Trajectory.from_json(state["past"]), "space": space},
         latents=tensors["latents"],
         sigmas=tensors["sigmas"],
         history={name.removeprefix("history."): tensor for name, tensor in tensors.items() if name not in named},
     )
-
-
-def model_identity(pipeline: StableDiffusion3Pipeline) -> str:
-    """A short fingerprint of the transformer: its config, dtype, and the first values of every weight tensor."""
-    digest = hashlib.sha256(json.dumps(dict(pipeline.transformer.config), sort_keys=True, default=str).encode())
-    for name, parameter in pipeline.transformer.state_dict().items():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.flatten()[:64].cpu().float().numpy().tobytes())
-    return f"{type(pipeline.transformer).__name__}:{digest.hexdigest()[:16]}"
 
 
 def _versions() -> dict[str, str]:

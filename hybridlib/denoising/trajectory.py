@@ -1,7 +1,7 @@
-"""Trajectories and the tree they form: what each generation does at each step, and which generations share it.
+"""Trajectories: what each generation does at each step, under which prompts and by which denoiser.
 
 A trajectory is a seed and a list of segments over one noise schedule. It holds no tensors and no paths, so a study
-is simply a table of them. Trajectories that begin alike share that work; `Tree` finds out where, and what it costs.
+is simply a table of them. Trajectories that begin alike share that work; `tree.Tree` finds out where.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ..codecs import Codec
+
+_OPTIONAL = {"codec", "denoiser"}  # of a segment: told in JSON only where they are not the default
 
 
 def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
@@ -37,13 +39,22 @@ class Conditioning(NamedTuple):
         return 2 if self.guidance_scale > 1 else 1
 
 
+class Move(NamedTuple):
+    """One step of a trajectory: what steers it, the codec that the latents pass before it, who denoises."""
+
+    conditioning: Conditioning
+    codec: Codec | None = None
+    denoiser: str = ""
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Denoising steps `start` up to, not including, `stop` under one prompt.
+    """Denoising steps `start` up to, not including, `stop` under one prompt by one denoiser.
 
     A guidance scale of 1 or less means no guidance: one evaluation a step, the negative prompt is ignored, and 0 and
     1 are the same thing, as in diffusers. Where the latents cross a link to get here, `codec` says how they are coded:
-    they are what it decodes when the segment begins.
+    they are what it decodes when the segment begins. `denoiser` names the model that runs it, among those that the
+    sampler is given; "" is the pipeline's own. Where it changes from one segment to the next is a handoff.
 
     Raises:
         TypeError: if a value is of another type.
@@ -56,9 +67,10 @@ class Segment:
     guidance_scale: float = 7.0
     negative_prompt: str = ""
     codec: Codec | None = None
+    denoiser: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative_prompt"):
+        for name in ("prompt", "negative_prompt", "denoiser"):
             check_type(name, getattr(self, name), str, "text")
         for name in ("start", "stop"):
             check_type(name, getattr(self, name), Integral, "a whole number of steps")
@@ -119,11 +131,12 @@ class Trajectory:
         """Denoiser evaluations when this trajectory runs alone under a solver that evaluates once an update."""
         return sum(s.conditioning.nfe * (s.stop - s.start) for s in self.segments)
 
-    def moves(self) -> Iterator[tuple[Conditioning, Codec | None]]:
-        """The conditioning of every step from `start` to `stop`, and the codec that the latents pass before it."""
+    def moves(self) -> Iterator[Move]:
+        """Every step from `start` to `stop`."""
         for segment in self.segments:
-            yield segment.conditioning, segment.codec
-            yield from [(segment.conditioning, None)] * (segment.stop - segment.start - 1)
+            first = Move(segment.conditioning, segment.codec, segment.denoiser)
+            yield first
+            yield from [first._replace(codec=None)] * (segment.stop - segment.start - 1)
 
     def with_codec(self, step: int, codec: Codec) -> Trajectory:
         """The same trajectory whose latents pass `codec` after `step` updates, at noise level sigmas[step].
@@ -141,12 +154,32 @@ class Trajectory:
                 segments.append(replace(segment, codec=codec) if segment.start == step else segment)
         return Trajectory(self.seed, tuple(segments))
 
+    def with_denoisers(self, parts: Sequence[tuple[str, int]]) -> Trajectory:
+        """The same trajectory whose schedule is split between denoisers, each named with its number of updates.
+
+        Raises:
+            ValueError: if the parts end before the trajectory does.
+        """
+        segments, begin = [], 0
+        for name, number in parts:
+            end = begin + number
+            for segment in self.segments:
+                start, stop = max(segment.start, begin), min(segment.stop, end)
+                if start < stop:
+                    codec = segment.codec if start == segment.start else None
+                    segments.append(replace(segment, start=start, stop=stop, codec=codec, denoiser=name))
+            begin = end
+        if begin < self.stop:
+            raise ValueError(f"the parts end after {begin} updates, the trajectory after {self.stop}")
+        return Trajectory(self.seed, tuple(segments))
+
     def as_json(self) -> dict[str, Any]:
         """Plain values that say all of it, for ledgers and metadata; `from_json` reads them."""
         segments = []
         for segment in self.segments:
-            values = {f.name: getattr(segment, f.name) for f in fields(segment) if f.name != "codec"}
-            segments.append(values | ({"codec": segment.codec.specification} if segment.codec else {}))
+            values = {f.name: getattr(segment, f.name) for f in fields(segment) if f.name not in _OPTIONAL}
+            values |= {"codec": segment.codec.specification} if segment.codec else {}
+            segments.append(values | ({"denoiser": segment.denoiser} if segment.denoiser else {}))
         return {"seed": self.seed, "segments": segments}
 
     @staticmethod
@@ -159,9 +192,9 @@ class Trajectory:
         if not isinstance(values, dict) or set(values) != {"seed", "segments"}:
             raise ValueError(f"a trajectory must have a seed and segments, got {reprlib.repr(values)}")
         check_type("segments", values["segments"], list, "a list")
-        required, segments = {f.name for f in fields(Segment)} - {"codec"}, []
+        required, segments = {f.name for f in fields(Segment)} - _OPTIONAL, []
         for entry in values["segments"]:
-            if not isinstance(entry, dict) or set(entry) - {"codec"} != required:
+            if not isinstance(entry, dict) or set(entry) - _OPTIONAL != required:
                 raise ValueError(f"a segment must have {', '.join(sorted(required))}, got {reprlib.repr(entry)}")
             if "codec" in entry:
                 from ..codecs import parse
@@ -219,97 +252,3 @@ def check_common_step(common_step: int, num_inference_steps: int) -> None:
     check_type("num_inference_steps", num_inference_steps, Integral, "a whole number")
     if not isinstance(common_step, Integral) or not 0 <= common_step <= num_inference_steps:
         raise ValueError(f"common_step must lie in 0..{num_inference_steps} (num_inference_steps), got {common_step!r}")
-
-
-class Edge(NamedTuple):
-    """One denoising step shared by every trajectory in `members`: it leads from row `parent` of the step before."""
-
-    parent: int
-    conditioning: Conditioning
-    members: tuple[int, ...]
-    codec: Codec | None = None  # that the parent's latents pass first
-
-
-class Cost(NamedTuple):
-    """Denoiser evaluations (NFE) of a set of trajectories."""
-
-    tree: int  # each shared step evaluated once
-    one_at_a_time: int  # every trajectory from its own start
-
-
-class Tree:
-    """The denoising tree (a trie over steps) of trajectories that all run from step `start` to step `stop`.
-
-    `roots[r]` lists the trajectories that begin in row r (one row a seed), and `levels[i]` the edges of step
-    `start + i`. A row of one level is an edge of the level before, so rows double as indices into latents.
-
-    Args:
-        evaluations: denoiser evaluations of a row, without guidance, in each update of the schedule; one each by
-            default, which is right for every solver that evaluates once an update.
-
-    Raises:
-        TypeError: if `trajectories` is no sequence of `Trajectory`.
-        ValueError: if there are no trajectories or they differ in where they start or stop.
-    """
-
-    def __init__(self, trajectories: Sequence[Trajectory], evaluations: Sequence[int] | None = None) -> None:
-        check_type("trajectories", trajectories, Sequence, "a list of Trajectory")
-        for trajectory in trajectories:
-            check_type("a trajectory", trajectory, Trajectory, "a Trajectory")
-        spans = {(t.start, t.stop) for t in trajectories}
-        if len(spans) != 1:
-            found = ", ".join(f"{start}..{stop}" for start, stop in sorted(spans)) or "none"
-            raise ValueError(f"all trajectories of one tree must run over the same steps, got {found}")
-        self.start, self.stop = spans.pop()
-        by_seed: dict[int, list[int]] = {}
-        for index, trajectory in enumerate(trajectories):
-            by_seed.setdefault(trajectory.seed, []).append(index)
-        self.seeds = tuple(by_seed)
-        self._seed_of = [trajectory.seed for trajectory in trajectories]
-        self.roots = tuple(tuple(members) for members in by_seed.values())
-        paths = [list(t.moves()) for t in trajectories]
-        self.levels = self._grow(paths)
-        self.evaluations = tuple(evaluations or [1] * self.stop)[self.start : self.stop]
-        self.cost = Cost(
-            tree=sum(
-                edge.conditioning.nfe * number
-                for level, number in zip(self.levels, self.evaluations, strict=True)
-                for edge in level
-            ),
-            one_at_a_time=sum(
-                conditioning.nfe * number
-                for path in paths
-                for (conditioning, _), number in zip(path, self.evaluations, strict=True)
-            ),
-        )
-
-    def seed_of(self, edge: Edge) -> int:
-        """The seed that all trajectories of an edge share."""
-        return self._seed_of[edge.members[0]]
-
-    @property
-    def texts(self) -> list[str]:
-        """Every prompt and negative prompt that steers a step, each once."""
-        conditionings = dict.fromkeys(edge.conditioning for level in self.levels for edge in level)
-        return list(dict.fromkeys(text for c in conditionings for text in (c.prompt, c.negative_prompt) if text))
-
-    @property
-    def steps(self) -> int:
-        """Denoising steps of the whole tree, guided or not."""
-        return sum(len(level) for level in self.levels)
-
-    def _grow(self, paths: list[list[tuple[Conditioning, Codec | None]]]) -> tuple[tuple[Edge, ...], ...]:
-        rows, levels = self.roots, []
-        for step in range(self.stop - self.start):
-            level = []
-            for parent, members in enumerate(rows):
-                forks: dict[tuple[Conditioning, Codec | None], list[int]] = {}
-                for index in members:
-                    forks.setdefault(paths[index][step], []).append(index)
-                level += [
-                    Edge(parent, conditioning, tuple(indices), codec)
-                    for (conditioning, codec), indices in forks.items()
-                ]
-            levels.append(tuple(level))
-            rows = tuple(edge.members for edge in level)
-        return tuple(levels)

@@ -1,10 +1,10 @@
 """The house plot style and the recurring plots. Each function takes results and returns the figure."""
 
-from .charts import cost_bars, interval_lines
+from .charts import cost_bars, interval_lines, interval_panels
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
+from .prices import front, prices
 from .quality import (
-    change_panels,
     collapse,
     fit_parameters,
     fitted_curves,
@@ -14,12 +14,11 @@ from .quality import (
     similarity_histogram,
     similarity_matrix,
 )
-from .scheduling import delay_spread, effects, learning_curves, over_load, prices, script_curve, split_map, sweeps
+from .scheduling import delay_spread, effects, learning_curves, over_load, script_curve, split_map, sweeps
 from .style import use_house_style
 
 __all__ = [
     "bytes_needed",
-    "change_panels",
     "collapse",
     "cost_bars",
     "delay_spread",
@@ -27,8 +26,10 @@ __all__ = [
     "filmstrip",
     "fit_parameters",
     "fitted_curves",
+    "front",
     "image_grid",
     "interval_lines",
+    "interval_panels",
     "learning_curves",
     "over_load",
     "parabola_fits",

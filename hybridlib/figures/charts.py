@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.patches import Rectangle
 
-from .style import PUBLIC, STEP_COLOURS, finished
+from .style import PUBLIC, STEP_COLOURS, VARIANT_COLOURS, finished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,4 +68,48 @@ def interval_lines(
     figure.legend(
         handles, names, title=labels.get(lines, lines), loc="outside right center", frameon=False, fontsize=8.5
     )
+    return finished(figure, title)
+
+
+def interval_panels(
+    means: pd.DataFrame,
+    x: str,
+    panels: str,
+    lines: str,
+    line_names: Mapping[Any, str],
+    labels: Mapping[str, str],
+    title: str = "",
+    columns: int = 4,
+) -> Figure:
+    """A small panel for each value of `panels`, in it a line with its interval for each of `lines`.
+
+    Args:
+        means: columns mean, low, high beside those named, as `intervals.changes_from` or `hiqm.curve_table` gives.
+        line_names: value of `lines` -> its name, two at most.
+        labels: names of the columns `x`, `panels` and `mean` for readers.
+    """
+    values = sorted(means[panels].unique())
+    rows = -(-len(values) // columns)
+    across = min(columns, len(values))
+    size = (2.45 * across + 0.6, 2.15 * rows + 0.9)
+    figure, axes = plt.subplots(rows, across, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, value in zip(axes.flat, values, strict=False):
+        ax.axhline(0, color="#9aa1a9", linewidth=1, zorder=0)
+        for colour, (line, name) in zip(reversed(VARIANT_COLOURS), line_names.items(), strict=False):
+            part = means[(means[panels] == value) & (means[lines] == line)].sort_values(x)
+            ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.16, linewidth=0)
+            ax.plot(part[x], part["mean"], "o-", color=colour, markersize=3, linewidth=1.5, label=name)
+        ax.set_title(f"{labels.get(panels, panels)} {value:g}")
+    for ax in axes.flat[len(values) :]:
+        ax.set_axis_off()
+    for column in range(across):  # the lowest panel of each column, the last row may be short
+        lowest = max(i for i in range(len(values)) if i % across == column)
+        axes.flat[lowest].tick_params(labelbottom=True)
+    figure.supxlabel(labels.get(x, x), fontsize=9.5)
+    figure.supylabel(labels.get("mean", "mean"), fontsize=9.5)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    if len(values) < rows * across:
+        axes.flat[-1].legend(handles, names, loc="center", frameon=False, fontsize=8.5)
+    else:
+        figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8.5)
     return finished(figure, title)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -279,48 +279,4 @@ def schedule_curves(curves: pd.DataFrame, reference: str, title: str = "") -> Fi
         ax.set(title=f"similarity {similarity:.1f}", xlabel="common step")
     axes[0][0].set_ylabel("CLIP alignment, scaled to 0..1")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8.5)
-    return finished(figure, title)
-
-
-def change_panels(
-    changes: pd.DataFrame,
-    x: str,
-    panels: str,
-    lines: str,
-    line_names: Mapping[Any, str],
-    labels: Mapping[str, str],
-    title: str = "",
-    columns: int = 4,
-) -> Figure:
-    """Changes against a reference setting: a small panel for each value of `panels`, a line with its interval each.
-
-    Args:
-        changes: a table as `intervals.changes_from` returns it.
-        line_names: value of `lines` -> its name, two at most.
-        labels: names of the columns `x`, `panels` and `mean` for readers.
-    """
-    values = sorted(changes[panels].unique())
-    rows = -(-len(values) // columns)
-    across = min(columns, len(values))
-    size = (2.45 * across + 0.6, 2.15 * rows + 0.9)
-    figure, axes = plt.subplots(rows, across, figsize=size, sharex=True, sharey=True, squeeze=False)
-    for ax, value in zip(axes.flat, values, strict=False):
-        ax.axhline(0, color="#9aa1a9", linewidth=1, zorder=0)
-        for colour, (line, name) in zip(reversed(VARIANT_COLOURS), line_names.items(), strict=False):
-            part = changes[(changes[panels] == value) & (changes[lines] == line)].sort_values(x)
-            ax.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.16, linewidth=0)
-            ax.plot(part[x], part["mean"], "o-", color=colour, markersize=3, linewidth=1.5, label=name)
-        ax.set_title(f"{labels.get(panels, panels)} {value:g}")
-    for ax in axes.flat[len(values) :]:
-        ax.set_axis_off()
-    for column in range(across):  # the lowest panel of each column, the last row may be short
-        lowest = max(i for i in range(len(values)) if i % across == column)
-        axes.flat[lowest].tick_params(labelbottom=True)
-    figure.supxlabel(labels.get(x, x), fontsize=9.5)
-    figure.supylabel(labels.get("mean", "mean change"), fontsize=9.5)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    if len(values) < rows * across:
-        axes.flat[-1].legend(handles, names, loc="center", frameon=False, fontsize=8.5)
-    else:
-        figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8.5)
     return finished(figure, title)

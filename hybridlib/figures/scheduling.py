@@ -37,7 +37,8 @@ SHORT = {
 GREY = "#8a929b"
 
 
-def _style(name: str) -> dict[str, Any]:
+def style(name: str) -> dict[str, Any]:
+    """How every figure draws the line of a policy."""
     if name in RULES:
         return {"color": GREY, "linestyle": RULES[name], "linewidth": 1.4}
     width = {"fluid split (ours)": 2.2, "lower bound": 1.6}.get(name, 1.5)
@@ -66,13 +67,13 @@ def learning_curves(
     )
     for ax, (panel, table) in zip(axes[0], bands.items(), strict=True):
         for method, part in table.groupby("method", sort=False):
-            ax.plot(part["episode"], part["mean"], **_style(str(method)))
+            ax.plot(part["episode"], part["mean"], **style(str(method)))
             if (part["low"] > 0).all():  # two seeds know their mean to a factor of several: no band
                 ax.fill_between(
                     part["episode"], part["low"], part["high"], color=COLOURS[str(method)], alpha=0.18, linewidth=0
                 )
         for name, value in lines[panel].items():
-            ax.axhline(value, **_style(name), zorder=0)
+            ax.axhline(value, **style(name), zorder=0)
         shown = [*table["mean"], *lines[panel].values()]
         if published is not None and ax is axes[0][-1]:
             shown += _published_points(ax, published)
@@ -80,8 +81,8 @@ def learning_curves(
         ax.set(xscale="log", yscale="log", xlabel="episode", title=panel)
         ax.set(xlim=(1, max(last, 2)), ylim=(min(shown) / 1.1, max(shown) * 1.1))
         plain_logs(ax)
-        ends = {_short(str(m)): (last, part["mean"].iloc[-1], COLOURS[str(m)]) for m, part in table.groupby("method")}
-        ends |= {_short(n): (max(last, 2), v, _style(n)["color"]) for n, v in lines[panel].items()}
+        ends = {short(str(m)): (last, part["mean"].iloc[-1], COLOURS[str(m)]) for m, part in table.groupby("method")}
+        ends |= {short(n): (max(last, 2), v, style(n)["color"]) for n, v in lines[panel].items()}
         label_ends(ax, ends)
     axes[0][0].set_ylabel("mean delay (s), trailing 20 episodes")
     return finished(figure, title)
@@ -130,15 +131,15 @@ def over_load(panels: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
         for policy in [*others, *(p for p in ratio if p not in others)]:
             seen = ratio[policy].dropna()
             marker = {"marker": "o", "markersize": 3} if policy not in others else {"linewidth": 0.9}
-            ax.plot(seen.index, seen, **(_style(str(policy)) | marker))
+            ax.plot(seen.index, seen, **(style(str(policy)) | marker))
         ax.set(yscale="log", xlabel="load (offered work over capacity)", title=panel)
         ax.axvline(1.0, color="#e3e6e9", linewidth=1, zorder=0)
         plain_logs(ax)
         ends = {}
         for policy in ratio:
             seen = ratio[policy].dropna()
-            colour = _style(str(policy))["color"] if policy not in others else "#aab0b7"
-            ends[_short(str(policy))] = (float(seen.index[-1]), float(seen.iloc[-1]), colour)
+            colour = style(str(policy))["color"] if policy not in others else "#aab0b7"
+            ends[short(str(policy))] = (float(seen.index[-1]), float(seen.iloc[-1]), colour)
         label_ends(ax, ends, gap=0.04)
     axes[0][0].set_ylabel("mean delay / proven lower bound")
     return finished(figure, title)
@@ -153,48 +154,14 @@ def delay_spread(ranking: pd.DataFrame, title: str = "") -> Figure:
         ax.plot([values["p50_s"], values["p99_s"]], [row, row], color=colour, linewidth=1.6, alpha=0.5)
         for key, marker in (("p50_s", "|"), ("mean_s", "o"), ("p95_s", "D"), ("p99_s", "x")):
             ax.plot(values[key], row, marker, color=colour, markersize=5 if marker != "|" else 9)
-    ax.axvline(float(ranking["mean_s"].loc["lower bound"]), **_style("lower bound"), zorder=0)
+    ax.axvline(float(ranking["mean_s"].loc["lower bound"]), **style("lower bound"), zorder=0)
     for marker, label in (("|", "median"), ("o", "mean"), ("D", "95th percentile"), ("x", "99th percentile")):
         ax.plot([], [], marker, color=INK, markersize=5 if marker != "|" else 9, label=label)
-    ax.plot([], [], **_style("lower bound"), label="bound on the mean")
-    ax.set(
-        xscale="log", xlabel="delay (s)", yticks=range(len(table)), yticklabels=[_short(str(n)) for n in table.index]
-    )
+    ax.plot([], [], **style("lower bound"), label="bound on the mean")
+    ax.set(xscale="log", xlabel="delay (s)", yticks=range(len(table)), yticklabels=[short(str(n)) for n in table.index])
     plain_logs(ax, "x")
     ax.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
-    return finished(figure, title)
-
-
-def prices(table: pd.DataFrame, title: str = "") -> Figure:
-    """What each policy's mean costs: its delays beside those of Opt-TS on the same tasks, with the change in per cent.
-
-    Args:
-        table: as `price.prices` returns it; rows in per cent of tasks are written under the axis.
-    """
-    seconds, shares = table.dropna(subset=["opt_ts"]), table[table["opt_ts"].isna() & table["value"].notna()]
-    policies = list(dict.fromkeys(table["policy"]))
-    figure, axes = plt.subplots(1, len(policies), figsize=(2.2 + 4.4 * len(policies), 3.8), sharey=True, squeeze=False)
-    for ax, policy in zip(axes[0], policies, strict=True):
-        rows = seconds[seconds["policy"] == policy].reset_index(drop=True)
-        colour = COLOURS.get(policy, COLOURS["fluid split (ours)"])
-        for at, row in rows.iterrows():
-            ax.plot([row["opt_ts"], row["value"]], [at, at], color=colour, linewidth=1.2, alpha=0.35, zorder=1)
-            ax.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=3, zorder=2)
-            ax.annotate(
-                f"{row['change_pct']:+.0f} %", (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=8.5
-            )
-        ax.plot(rows["value"], rows.index, "o", color=colour, markersize=5.5, label=_short(policy), zorder=3)
-        ax.plot(rows["opt_ts"], rows.index, "|", color=INK, markersize=11, markeredgewidth=1.6, label="Opt-TS")
-        ax.set(xscale="log", yticks=rows.index, yticklabels=rows["statistic"])
-        share = "".join(
-            f"\n{row['value']:.0f} % of {str(row['statistic']).removesuffix(' (%)')}"
-            for _, row in shares[shares["policy"] == policy].iterrows()
-        )
-        ax.set_xlabel(f"delay (s); right: change against Opt-TS{share}")
-        plain_logs(ax, "x")
-        ax.legend(frameon=False, fontsize=8.5, loc="lower left")
-    axes[0][0].invert_yaxis()
     return finished(figure, title)
 
 
@@ -214,7 +181,7 @@ def sweeps(table: pd.DataFrame, axes_names: Mapping[str, str], title: str = "") 
         part = table[table["axis"] == key]
         means = part.pivot_table(index="value", columns="policy", values="mean_s")
         for name in names:
-            ax.plot(means.index, means[name], marker="o", markersize=3, label=_short(name), **_style(name))
+            ax.plot(means.index, means[name], marker="o", markersize=3, label=short(name), **style(name))
         seeds = part[part["policy"] == "LAD-TS"].groupby(["value", "seed"])["mean_s"].mean().unstack()
         ax.vlines(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=COLOURS["LAD-TS"], linewidth=3, alpha=0.4)
         ax.set(yscale="log", xlabel=axes_names[key], xticks=means.index)
@@ -276,5 +243,6 @@ def effects(table: pd.DataFrame, label: str, value: str, xlabel: str, title: str
     return finished(figure, title)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A name of a policy as a figure writes it."""
     return SHORT.get(name, name)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..denoising.trajectory import Trajectory, Tree
+from ..denoising.trajectory import Trajectory
+from ..denoising.tree import Tree
 from ..paths import PUBLISHED
 from ..prompts import PromptSet
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..paths import OUTPUTS, ROOT
+from ..paths import NOTEBOOKS, OUTPUTS, PARAMETERS, ROOT
 from .parameters import STUDIES
 
 
@@ -73,11 +73,11 @@ def collect(profile: str, wanted: list[str]) -> list[Task]:
     Raises:
         ValueError: one sentence, if the profile or a notebook is unknown or a parameter is wrong.
     """
-    folder = ROOT / "params" / profile
+    folder = PARAMETERS / profile
     if not folder.is_dir():
         known = ", ".join(sorted(p.name for p in folder.parent.iterdir() if p.is_dir()))
         raise ValueError(f"no profile {profile!r} in params/; there are {known}")
-    notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     for word in wanted:
         if not any(n.stem == word or n.stem.split("_")[0] == word for n in notebooks):
             raise ValueError(f"no notebook {word!r}; there are {', '.join(n.stem for n in notebooks)}")

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..denoising.trajectory import Cost, Tree
+from ..denoising.tree import Cost, Tree
 from ..files import checksum, digest, read_image, write_array, write_image, write_json, write_table
 from ..paths import ROOT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..denoising.pipelines import HybridStableDiffusion3Pipeline
+    from ..denoising.hybrid_call import HybridPipeline
     from ..metrics import Metric
     from .parameters import Parameters, SamplingParameters, Settings
 
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
 
 def generate(
     table: pd.DataFrame,
-    pipeline: HybridStableDiffusion3Pipeline,
+    pipeline: HybridPipeline,
     folder: Path,
     settings: Settings,
     progress: bool = True,
@@ -93,7 +93,7 @@ def _shards(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def _run_shard(
     shard: pd.DataFrame,
-    pipeline: HybridStableDiffusion3Pipeline,
+    pipeline: HybridPipeline,
     folder: Path,
     settings: Settings,
     ledger: Path,
@@ -122,12 +122,12 @@ def _finished_seconds(ledger: Path, folder: Path) -> float | None:
     return record["seconds"]
 
 
-def _context(pipeline: HybridStableDiffusion3Pipeline, settings: Settings) -> list[Any]:
-    from ..denoising.state import model_identity
+def _context(pipeline: HybridPipeline, settings: Settings) -> list[Any]:
+    from ..denoising.families import denoiser_of
 
     scheduler = pipeline.scheduler
     schedule = [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
-    return [model_identity(pipeline), schedule, settings._asdict(), versions().to_dict()]
+    return [denoiser_of(pipeline).identity, schedule, settings._asdict(), versions().to_dict()]
 
 
 def score(
@@ -169,7 +169,7 @@ def score(
 
 def run(
     table: pd.DataFrame,
-    pipeline: HybridStableDiffusion3Pipeline,
+    pipeline: HybridPipeline,
     folder: Path,
     parameters: SamplingParameters,
     metrics: Sequence[Metric],
@@ -188,17 +188,19 @@ def run(
 
 
 def with_schedule(
-    table: pd.DataFrame, updates: pd.Series, pipeline: HybridStableDiffusion3Pipeline, settings: Settings
+    table: pd.DataFrame, updates: pd.Series, pipeline: HybridPipeline, settings: Settings
 ) -> pd.DataFrame:
     """The table with the columns `SCHEDULE_COLUMNS`, `sigma` being the noise level after `updates` updates.
 
     `shift` is nan where the scheduler takes it from the image size.
     """
-    from ..denoising.sampler import prepared_scheduler
-    from ..denoising.solvers import noise_levels
+    from ..denoising.families import denoiser_of
+    from ..denoising.solvers import noise_levels, prepared_scheduler
 
     side = settings.image_size // pipeline.vae_scale_factor
-    scheduler = prepared_scheduler(pipeline, settings.num_inference_steps, (side, side), shift=settings.shift)
+    scheduler = prepared_scheduler(
+        denoiser_of(pipeline), settings.num_inference_steps, (side, side), shift=settings.shift
+    )
     config = scheduler.config
     shift = None if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift"))
     sigma = noise_levels(scheduler).double().numpy()[updates.astype(int)]
@@ -207,18 +209,16 @@ def with_schedule(
     )
 
 
-def provenance(
-    pipeline: HybridStableDiffusion3Pipeline, parameters: Parameters, metrics: Sequence[Metric]
-) -> dict[str, Any]:
+def provenance(pipeline: HybridPipeline, parameters: Parameters, metrics: Sequence[Metric]) -> dict[str, Any]:
     """What a table was made from: parameters, versions, git revision, model and metric identities."""
-    from ..denoising.state import model_identity
+    from ..denoising.families import denoiser_of
 
     return {
         "notebook": parameters.notebook,
         "parameters": parameters.model_dump(),
         "versions": versions().to_dict(),
         "git_revision": git_revision(),
-        "model": model_identity(pipeline),
+        "model": denoiser_of(pipeline).identity,
         "scheduler": {"class": type(pipeline.scheduler).__name__, "shift": pipeline.scheduler.config.get("shift")},
         "metrics": {metric.name: metric.identity for metric in metrics},
     }

@@ -17,7 +17,8 @@ from hybridlib.codecs import Adaptive, DecimalRounding, Message, MinMax, Raw
 from hybridlib.denoising import models
 from hybridlib.denoising.sampler import sample
 from hybridlib.denoising.state import DenoiseState
-from hybridlib.denoising.trajectory import Segment, Trajectory, Tree
+from hybridlib.denoising.trajectory import Segment, Trajectory
+from hybridlib.denoising.tree import Tree
 from hybridlib.miniature.tokens import build_tokenizer, words
 from hybridlib.prompts import closed_vocabulary, warn_of_foreign_words
 

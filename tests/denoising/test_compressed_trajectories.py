@@ -6,7 +6,8 @@ import torch
 from hybridlib.codecs import Adaptive, DecimalRounding, MinMax
 from hybridlib.denoising.sampler import sample
 from hybridlib.denoising.state import DenoiseState
-from hybridlib.denoising.trajectory import Segment, Trajectory, Tree
+from hybridlib.denoising.trajectory import Segment, Trajectory
+from hybridlib.denoising.tree import Tree
 
 OPTIONS = {"max_sequence_length": 8, "progress": False}
 

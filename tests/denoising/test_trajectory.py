@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlib.denoising.trajectory import Segment, Trajectory, Tree
+from hybridlib.denoising.trajectory import Segment, Trajectory
+from hybridlib.denoising.tree import Tree
 from hybridlib.hybrid import grids
 from hybridlib.prompts import PromptSet
 
@@ -60,7 +61,7 @@ def brute_force_cost(trajectories):
     """NFE as the number of distinct (seed, conditionings so far) prefixes, two for a guided step."""
     prefixes = set()
     for t in trajectories:
-        conditionings = tuple(c for c, _ in t.moves())
+        conditionings = tuple(move.conditioning for move in t.moves())
         prefixes |= {(t.seed, conditionings[: i + 1]) for i in range(len(conditionings))}
     return sum(2 if path[-1].guidance_scale > 1 else 1 for _, path in prefixes), len(prefixes)
 
@@ -85,7 +86,7 @@ def test_tree_shares_exactly_the_common_prefixes(trajectories):
     for level, step in zip(tree.levels, range(6), strict=True):
         assert sorted(i for edge in level for i in edge.members) == list(range(len(trajectories)))
         for edge in level:
-            assert {list(trajectories[i].moves())[step][0] for i in edge.members} == {edge.conditioning}
+            assert {list(trajectories[i].moves())[step].conditioning for i in edge.members} == {edge.conditioning}
 
 
 def test_counts_of_the_published_similarity_study():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,13 @@ from hybridlib.scheduling.learners.dqn import DqnTs
 from hybridlib.scheduling.learners.lad import LadTs
 from hybridlib.scheduling.learners.sac import SacTs
 from hybridlib.scheduling.rules.fluid import FluidScheduler
-from hybridlib.scheduling.rules.heuristics import YARDSTICKS, greedy_oracle, scaled_size_split, size_split
+from hybridlib.scheduling.rules.heuristics import (
+    YARDSTICKS,
+    greedy_oracle,
+    scaled_size_split,
+    size_split,
+    uniform_random,
+)
 from hybridlib.scheduling.study import claims, price, reports, shipped
 from hybridlib.scheduling.study import pieces as study
 from hybridlib.scheduling.study.variants import sweep_points
@@ -233,35 +240,46 @@ def test_every_table_says_what_is_redrawn():
         assert (table["redrawn"] == "5 seeds").all()
 
 
-def test_prices_are_those_of_the_tasks():
-    """A hand-made episode: two slots, delays known; and a policy that gains on the mean at the cost of a tail."""
-    model = Model.draw(SMALL)
-    count = np.full((1, 9, 3), 5)
-    arrivals = Arrivals(count, np.full((1, 9, 3, 50), 3.0) * (np.arange(50) < 5))
-    result = simulate(model, YARDSTICKS["local only"].policy, arrivals)
-    found = price.statistics_of(model, result)
-    delay, work = result.delay_s[result.present], np.tile(model.work[:5], 8 * 3)
-    assert found["mean"] == pytest.approx(delay.mean())
-    assert found["work-weighted mean"] == pytest.approx(np.average(delay, weights=work))
-    assert found["99th percentile"] == pytest.approx(np.percentile(delay, 99))
-    types = np.argsort(model.work, kind="stable")[40:]
-    here = np.isin(np.tile(np.arange(5), 8 * 3), types)
-    expected = delay[here].mean() if here.any() else np.nan
-    assert found["largest fifth of task types"] == pytest.approx(expected, nan_ok=True)
-
-
-def test_prices_compare_with_opt_ts_on_the_same_tasks():
-    policies = {"Opt-TS itself": greedy_oracle, "split": scaled_size_split(Model.draw(SMALL))}
-    table = price.prices(policies, episodes=4, model=Model.draw(SMALL)).set_index(["policy", "statistic"])
-    itself = table.loc["Opt-TS itself"]
-    assert (itself["change_pct"].drop(price.SLOWER).abs() < 1e-9).all()
-    assert itself.loc[price.SLOWER, "value"] == 0
-    assert itself["opt_ts"].drop(price.SLOWER).tolist() == itself["value"].drop(price.SLOWER).tolist()
-    split = table.loc["split"]
-    assert 0 < split.loc[price.SLOWER, "value"] < 100
-    assert (split["redrawn"] == "4 episodes").all()
+def test_prices_of_an_episode_by_hand():
+    """Ten task types, so that the largest fifth are two of them."""
+    config = dataclasses.replace(SMALL, max_tasks=10)
+    model, arrivals = Model.draw(config), Arrivals.draw(config, [2], 4)
+    rows = price.measure({"random": uniform_random}, config, episodes=3, seed=4)
+    ours, oracle = (simulate(model, policy, arrivals, seed=2) for policy in (uniform_random, greedy_oracle))
+    tasks = [
+        (ours.delay_s[0, t, b, n], oracle.delay_s[0, t, b, n], model.work[n])
+        for _, t, b, n in np.argwhere(ours.present)
+    ]
+    row = rows[(rows["policy"] == "random") & (rows["episode"] == 2)].iloc[0]
+    rounding = 1e-4  # of the table
+    assert row["mean_s"] == pytest.approx(sum(d for d, _, _ in tasks) / len(tasks), abs=rounding)
+    weighted = sum(d * w for d, _, w in tasks) / sum(w for _, _, w in tasks)
+    assert row["work_weighted_s"] == pytest.approx(weighted, abs=rounding)
+    assert row["p99_s"] == pytest.approx(np.percentile([d for d, _, _ in tasks], 99), abs=rounding)
+    largest = [d for d, _, w in tasks if w >= sorted(model.work)[-2]]
+    assert 0 < len(largest) < len(tasks)
+    assert row["fifth_5_s"] == pytest.approx(np.mean(largest), abs=rounding)
+    assert row["slower_share"] == pytest.approx(sum(d > o for d, o, _ in tasks) / len(tasks), abs=rounding)
+    assert (rows[rows["policy"] == price.ORACLE]["slower_share"] == 0).all()
     with pytest.raises(ValueError, match="there must be a policy and at least 1 episode"):
-        price.prices({})
+        price.measure({})
+
+
+def test_prices_are_ratios_on_the_same_tasks_with_students_intervals():
+    rows = price.measure({"itself": greedy_oracle, "random": uniform_random}, SMALL, episodes=3, seed=4)
+    table = price.summary(rows).set_index(["policy", "measure"])
+    itself = table.loc["itself"].drop("slower_share")
+    assert (itself[["ratio", "ratio_low", "ratio_high"]] == 1).all(axis=None)
+    assert itself["opt_ts"].tolist() == itself["estimate"].tolist()
+    ours, oracle = (rows[rows["policy"] == name]["mean_s"].to_numpy() for name in ("random", price.ORACLE))
+    got, half = table.loc[("random", "mean_s")], 4.302653 / math.sqrt(3)  # t quantile for 2 degrees of freedom
+    assert got["estimate"] == pytest.approx(ours.mean())
+    assert got["high"] - got["estimate"] == pytest.approx(half * ours.std(ddof=1), rel=1e-6)
+    assert got["ratio"] == pytest.approx((ours / oracle).mean())
+    assert got["ratio"] - got["ratio_low"] == pytest.approx(half * (ours / oracle).std(ddof=1), rel=1e-6)
+    assert (table["redrawn"] == "3 episodes").all()
+    with pytest.raises(ValueError, match="at least 2 of them, got 1"):
+        price.summary(rows[rows["episode"] == 0])
 
 
 def test_line_ends_are_tied_to_their_labels():
