@@ -130,7 +130,7 @@ def _delays(ax: Axes, episode: Episode) -> None:
     ):
         ax.axvline(value, color=colour, linewidth=1.8, linestyle=style, label=f"{label}: {value:.2f} s")
     ax.plot([], [], " ", label=f"99th percentile: {p99:.1f} s")
-    ax.set(xlabel="delay of a task (s)", yticks=[], xlim=(0, p99))
+    ax.set(xlabel="delay of a task (s)", yticks=[], xlim=(0, p99), ylim=(0, 1.35 * ax.get_ylim()[1]))
     ax.set_title("Delays", loc="left")
     ax.legend(fontsize=8.5, frameon=False, loc="upper right")
 
@@ -144,6 +144,5 @@ def _ranking(ax: Axes, episode: Episode, rivals: Mapping[str, Episode], most: in
         ax.barh(row, rivals[name].mean_s, height=0.66, color=PERSONAL if mine else "#d9dde1")
         ax.text(0.02, row, f" {name}: {rivals[name].mean_s:.2f} s", va="center", fontsize=8, color=INK)
     ax.axvline(episode.bound_s, color=INK, linewidth=1.5, linestyle="--")
-    ax.set(yticks=[], xlabel="mean delay (s)", xlim=(0, None))
-    ax.invert_yaxis()
+    ax.set(yticks=[], xlabel="mean delay (s)", xlim=(0, None), ylim=(max(4, len(names)) - 0.5, -0.5))
     ax.set_title("Tried on these arrivals", loc="left")
