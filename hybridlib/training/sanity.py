@@ -49,7 +49,7 @@ def linear_latents(images: Tensor, channels: int = 4, size: int = 8) -> Tensor:
     return latents.view(len(images), size, size, channels).permute(0, 3, 1, 2).contiguous()
 
 
-def couplings(latents: Tensor, labels: Tensor, captions: Tensor, passes: int = 16) -> dict[str, Coupling]:
+def couplings(latents: Tensor, labels: Tensor, captions: Tensor, passes: int = 32) -> dict[str, Coupling]:
     """The arms of the experiment, each a function of the rows of a batch.
 
     Args:

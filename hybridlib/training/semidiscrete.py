@@ -3,7 +3,8 @@
 Linear assignment sees a batch; its gain grows with the logarithm of the batch, its cost with the cube. The semidiscrete
 problem pairs *all* noise with a finite set of N latents: noise e goes to the latent of largest <x, e> + potential, and
 the potentials are such that every latent is drawn equally often. The noise stays exactly normal; what may be off is how
-often a latent is drawn, and `chi_squared` measures that. There is no batch size in it.
+often a latent is drawn, and `chi_squared` measures that: look at it before training, a poor fit shows in the samples.
+There is no batch size in it.
 
 The direction is noise to latents, so it takes the place of the data loader's shuffling::
 
