@@ -70,6 +70,7 @@ bench: env  ## both sides of every speed or size claim, in one run each
 	$(RUN) benchmarks/codecs.py
 	$(RUN) benchmarks/explorer.py
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/scheduling.py
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/assignment.py
 
 clean:  ## remove the environment; outputs stay
 	rm -rf $(VENV)
