@@ -70,7 +70,7 @@ class TextToVelocity(nn.Module):
         for name in ("text_encoder", "text_encoder_2"):
             part = CLIPTextModelWithProjection.from_pretrained(folder / name, dtype=torch.float32)
             setattr(model, name, part)
-        model.transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        model.transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
         return model.requires_grad_(False).eval()
 
 

@@ -99,7 +99,7 @@ def start_text_encoder() -> CLIPTextModel:
 def train(folder: Path) -> tuple[StableDiffusionPipeline, dict[str, tuple[Recipe, History]]]:
     """Train at a constant rate, then let the rate fall to zero. A longer training changes `RECIPE.steps` alone."""
     torch.manual_seed(RECIPE.seed)
-    vae = AutoencoderKL.from_pretrained(MODELS / "mini-sd3" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(MODELS / "mini-sd3" / "vae", dtype=torch.float32)
     model = TextToNoise(start_text_encoder())
     loss_of = noise_loss(model, *corpus(folder, vae, CORPUS_SCENES))
     history = fit("unet", model, loss_of, RECIPE, folder)

@@ -47,9 +47,7 @@ class Made(NamedTuple):
 
 def mini_sd() -> StableDiffusionPipeline:
     """mini-sd as it ships, in float32."""
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        MODELS / "mini-sd", torch_dtype=torch.float32, safety_checker=None
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(MODELS / "mini-sd", dtype=torch.float32, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
