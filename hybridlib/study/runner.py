@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..denoising.tree import Cost, Tree
 from ..files import checksum, digest, read_image, write_array, write_image, write_json, write_table
-from ..paths import ROOT
+from ..paths import IS_CLONE, ROOT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -252,6 +252,8 @@ def provenance(
 
 def git_revision() -> str:
     """The commit of this clone, with `+changes` where files differ from it; "unknown" outside a clone."""
+    if not IS_CLONE:
+        return "unknown"
     try:
         run_git = [
             subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()

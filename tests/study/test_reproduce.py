@@ -32,6 +32,8 @@ def project(tmp_path, monkeypatch):
         (tmp_path / "params" / "toy" / f"{name}.yaml").write_text("profile: toy")
         monkeypatch.setitem(STUDIES, name, Nothing)
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(reproduce, "PARAMETERS", tmp_path / "params")
     monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
     return tmp_path
 
