@@ -162,12 +162,9 @@ def test_two_processes_share_the_parts_of_a_batch(tmp_path):
         ("two", launch, "no"),
         ("bf16", [sys.executable], "bf16"),
     ):
-        subprocess.run(
-            [*command, str(script), str(tmp_path / name), precision],
-            check=True,
-            capture_output=True,
-            env=_environment(),
-        )
+        arguments = [*command, str(script), str(tmp_path / name), precision]
+        ran = subprocess.run(arguments, capture_output=True, text=True, env=_environment())
+        assert ran.returncode == 0, ran.stderr
     one, two, bf16 = (load_file(tmp_path / name / "shared.safetensors") for name in ("one", "two", "bf16"))
     torch.testing.assert_close(two["ema.0.weight"], one["ema.0.weight"], rtol=0, atol=1e-6)
     torch.testing.assert_close(two["curve.loss"], one["curve.loss"], rtol=1e-5, atol=0)
