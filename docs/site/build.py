@@ -257,6 +257,8 @@ ROOMS = {
     "scheduling.study": "Study 08: trainings, statistics, claims, prices.",
     "study": "Parameters, resumable runs, shipped tables.",
     "figures": "The house style and the recurring plots.",
+    "training": "One loop, noise assignment, pruning and distillation.",
+    "explorer": "What notebook 00 touches.",
     "miniature": "Scenes, and the recipes that train the shipped models.",
 }
 

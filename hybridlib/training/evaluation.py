@@ -15,7 +15,7 @@ from .assignment import class_means
 
 
 def straightness(states: Tensor, sigmas: Tensor) -> float:
-    """S = mean |v - d|^2 / mean |d|^2 along sampled paths; 0 for straight ones, where one step is as good as many.
+    """`S = mean |v - d|^2 / mean |d|^2` along sampled paths; 0 for straight ones, where one step is as good as many.
 
     v is the velocity between two states, d that of the straight line from the start noise to the model's own end
     point; the mean over a path is weighted by the length of each step in sigma.

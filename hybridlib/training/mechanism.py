@@ -37,9 +37,9 @@ def mean_cosine(latents: Tensor, noise: Tensor) -> float:
 
 
 def distance_reduction(latents: Tensor, noise: Tensor) -> float:
-    """How much nearer the noise is than independent noise would be: 1 - mean |x - e| / mean |x - fresh noise|.
+    """How much nearer the noise is than independent noise would be: `1 - mean |x - e| / mean |x - fresh|`.
 
-    The second mean is computed, not drawn: with m = |x|^2 + D and v = 2 D + 4 |x|^2, the mean and variance of the
+    The second mean is computed, not drawn: with `m = |x|^2 + D` and `v = 2 D + 4 |x|^2`, the mean and variance of the
     squared distance, it is sqrt(m) (1 - v / (8 m^2)), to within 1 / D^2.
     """
     x, e = latents.flatten(1).double(), noise.flatten(1).double()

@@ -158,7 +158,7 @@ def significance(
 ) -> dict[str, float]:
     """How much the final latents change when one group alone is pruned to `keep`, by name of the group.
 
-    The score is ||mean - mean'|| + ||std - std'|| over the images (Hybrid SD's significance score); low is
+    The score is `||mean - mean'|| + ||std - std'||` over the images (Hybrid SD's significance score); low is
     unimportant. A group that the rules leave whole scores 0.
 
     Args:
@@ -179,7 +179,7 @@ def significance(
 
 
 def change(intact: Tensor, other: Tensor) -> float:
-    """||mean - mean'||2 + ||std - std'||2 of two sets of latents (N, C, H, W), N at least 2."""
+    """`||mean - mean'|| + ||std - std'||` of two sets of latents (N, C, H, W), N at least 2."""
     if len(intact) < 2:
         raise ValueError(f"a score needs two images or more, got {len(intact)}")
     mean = (intact.double().mean(0) - other.double().mean(0)).norm()
