@@ -9,7 +9,7 @@ Features = NDArray[np.floating]
 
 
 def frechet_distance(first: Features, second: Features) -> float:
-    """Frechet distance `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` between the normals fitted to two sets of features.
+    """Frechet distance `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` between the normals fitted to two sets.
 
     It is FID where the features (N, D) are those of Inception at its published setting; name the features wherever the
     number stands. It falls with the number of rows, so compare equal numbers only. The root of the product is taken
