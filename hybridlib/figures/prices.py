@@ -60,8 +60,7 @@ def front(fronts: pd.DataFrame, horizons: pd.DataFrame, title: str = "") -> Figu
         mine = str(policy).startswith("fluid")
         colour = COLOURS[OURS] if mine else INK
         left.plot(row["p99_s"], row["mean_s"], "o", color=colour, markersize=6)
-        deadline = str(policy).partition("deadline ")[2]
-        label = f"ours, {f'deadline {deadline}' if deadline else 'no deadline'}" if mine else short(str(policy))
+        label = f"ours, {_deadline(policy) or 'no deadline'}" if mine else short(str(policy))
         beside = (6, -13 if policy in beneath else 6)
         at = (row["p99_s"], row["mean_s"])
         left.annotate(label, at, beside, textcoords="offset points", ha="left", fontsize=8.5, color=colour)
@@ -70,11 +69,14 @@ def front(fronts: pd.DataFrame, horizons: pd.DataFrame, title: str = "") -> Figu
     means, ends = horizons[horizons["measure"] == "mean_s"], {}
     for policy, part in means.groupby("policy", sort=False):
         look = style(OURS if str(policy).startswith("fluid") else str(policy))
-        if "deadline" in str(policy):
+        if _deadline(policy):
             look |= {"linestyle": (0, (4, 2))}
         right.plot(part["slots"], part["ratio"], **look)
-        name = "deadline " + str(policy).partition("deadline ")[2] if "deadline" in str(policy) else short(str(policy))
-        ends[name] = (float(part["slots"].iloc[-1]), float(part["ratio"].iloc[-1]), look["color"])
+        ends[_deadline(policy) or short(str(policy))] = (
+            float(part["slots"].iloc[-1]),
+            float(part["ratio"].iloc[-1]),
+            look["color"],
+        )
     right.set(xscale="log", yscale="log", xlabel="slots played", ylabel="mean delay, multiple of Opt-TS")
     right.set_ylim(means["ratio"].min() / 1.06, means["ratio"].max() * 1.06)
     right.yaxis.set_major_locator(FixedLocator([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]))
@@ -93,3 +95,8 @@ def _beneath(points: pd.DataFrame, near_s: tuple[float, float] = (5.0, 0.4)) -> 
         if b["p99_s"] - a["p99_s"] < near_s[0] and abs(b["mean_s"] - a["mean_s"]) < near_s[1]:
             found.add(str(left if a["mean_s"] < b["mean_s"] else right))
     return found
+
+
+def _deadline(policy: object) -> str:
+    """The setting of our scheduler's knob, such as "deadline 13 s"; empty where it has none."""
+    return str(policy).partition(", ")[2] if str(policy).startswith(OURS) else ""

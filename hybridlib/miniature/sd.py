@@ -17,6 +17,7 @@ from .scenes import Scenes
 from .tokens import build_tokenizer
 from .vae import for_sd
 
+# Far too short: 780 steps in all draw the right object in 19 % of 32 images (mini-judge), so nothing ships yet.
 RECIPE = Recipe(
     steps=600,
     batch_size=64,

@@ -122,6 +122,7 @@ def run(task: Task, folder: Path) -> Result:
             parameters=yaml.safe_load(task.parameters.read_text(encoding="utf-8")) or {},
             kernel_name="python3",
             cwd=ROOT,
+            progress_bar=sys.stderr.isatty(),
             stderr_file=sys.stderr,  # the progress bars of long cells
         )
     except PapermillExecutionError as failure:
