@@ -84,7 +84,7 @@ class _Run:
         self.path, self.model, self.recipe, self.accelerator = path, model, recipe, accelerator
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+            trained, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
         self.ema = (
             {key: value.detach().clone() for key, value in model.state_dict().items()} if recipe.ema_decay else {}
