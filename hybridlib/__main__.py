@@ -94,7 +94,9 @@ def _train(given: Namespace) -> int:
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="images; scores.parquet is written into it")
-    parser.add_argument("--prompts", type=Path, required=True, metavar="CSV", help="columns path (in the folder), prompt")
+    parser.add_argument(
+        "--prompts", type=Path, required=True, metavar="CSV", help="columns path (in the folder), prompt"
+    )
     parser.add_argument(
         "--metrics",
         nargs="+",

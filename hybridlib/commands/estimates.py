@@ -17,7 +17,6 @@ from ..study import spent
 from ..study.parameters import (
     CompressionParameters,
     FiguresParameters,
-    Parameters,
     QualityParameters,
     SamplingParameters,
     SweepParameters,
@@ -102,9 +101,7 @@ def _grids(p: SamplingParameters) -> Iterator[tuple[Path, pd.DataFrame]]:
             chosen, scale = p.personal_prompts, p.personal_guidance_scale
             yield (
                 folder,
-                grids.sim_sweep(
-                    prompts, chosen, p.sim_public_scales, p.sim_seeds, p.sim_common_steps, scale, steps
-                ),
+                grids.sim_sweep(prompts, chosen, p.sim_public_scales, p.sim_seeds, p.sim_common_steps, scale, steps),
             )
             yield (
                 folder,
@@ -146,9 +143,7 @@ def _grids(p: SamplingParameters) -> Iterator[tuple[Path, pd.DataFrame]]:
             )
         case CompressionParameters():
             texts = prompts.personal
-            ratio = coded.ratio_grid(
-                [texts[i] for i in p.ratio_prompts], p.ratio_seeds, p.ratio_steps, p.ratios, steps
-            )
+            ratio = coded.ratio_grid([texts[i] for i in p.ratio_prompts], p.ratio_seeds, p.ratio_steps, p.ratios, steps)
             yield folder, ratio
             yield folder, coded.repeated(ratio)
             yield (

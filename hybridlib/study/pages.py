@@ -7,10 +7,12 @@ tagged `best-figure` draws the picture beside it, and verdicts are counted in th
 from __future__ import annotations
 
 import ast
+import copy
 import datetime
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,18 +78,22 @@ def read(folder: Path) -> Iterator[Study]:
 
 def render(notebook: Any, title: str, **resources: Any) -> str:
     """A notebook as one HTML file that needs no network."""
+    notebook.metadata["title"] = title
+    page, _ = _exporter().from_notebook_node(notebook, resources=resources)
+    return page
+
+
+@cache
+def _exporter() -> Any:
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(
+    return HTMLExporter(
         template_name="page",
         extra_template_basedirs=[str(Path(__file__).parent)],
         exclude_input_prompt=True,
         exclude_output_prompt=True,
         exclude_anchor_links=True,
     )
-    notebook.metadata["title"] = title
-    page, _ = exporter.from_notebook_node(notebook, resources=resources)
-    return page
 
 
 # --- what a notebook says
@@ -150,13 +156,11 @@ def _tables_of(notebook: Any, section: str) -> Iterator[str]:
 
 def merged(notebook: Any) -> Any:
     """A copy in which the cell of parameters holds the values of this run, and papermill's own cell is gone."""
-    notebook = notebook.copy()
-    injected = _tagged(notebook, INJECTED)
-    declared = _tagged(notebook, PARAMETERS)
+    notebook = copy.deepcopy(notebook)
+    injected, declared = _tagged(notebook, INJECTED), _tagged(notebook, PARAMETERS)
     if injected is not None and declared is not None:
-        source = with_values(declared.source, injected.source)
-        cells = [c | {"source": source} if c is declared else c for c in notebook.cells if c is not injected]
-        notebook.cells = cells
+        declared.source = with_values(declared.source, injected.source)
+        notebook.cells.remove(injected)
     return notebook
 
 
