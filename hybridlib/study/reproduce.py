@@ -39,7 +39,6 @@ class Result(NamedTuple):
     name: str
     seconds: float
     error: str = ""
-    executed: Any = None  # the notebook as far as it came
 
 
 def reproduce(tasks: Sequence[Task]) -> int:
@@ -57,11 +56,7 @@ def reproduce(tasks: Sequence[Task]) -> int:
         trace = (folder / task.name / TRACEBACK).relative_to(folder.parent)
         status = f"FAILED: {results[-1].error} [{trace}]" if results[-1].error else "done"
         print(f"[{number}/{len(tasks)}] {task.name} {status} ({results[-1].seconds:.0f} s)", flush=True)
-    ran = [
-        pages.Study(r.name, r.executed, r.seconds, r.error, getattr(task.checked, "model", ""))
-        for r, task in zip(results, tasks, strict=True)
-    ]
-    print(f"pages: {pages.write(ran, folder)}")
+    print(f"pages: {pages.write(folder)}")
     failed = [result for result in results if result.error]
     for result in failed:
         print(f"failed: {result.name}: {result.error}", file=sys.stderr)
@@ -168,12 +163,13 @@ def run(task: Task, folder: Path) -> Result:
         trace = traceback.format_exc()
     if error:
         (target / TRACEBACK).write_text(_without_colours(trace), encoding="utf-8")
-    executed = None
     if running.is_file():
-        executed = without_progress(nbformat.read(running, as_version=4))
-        nbformat.write(executed, running)
-        running.replace(target / ("failed.ipynb" if error else "executed.ipynb"))
-    return Result(task.name, time.perf_counter() - began, error, executed)
+        nbformat.write(without_progress(nbformat.read(running, as_version=4)), running)
+        running.replace(target / (pages.FAILED if error else pages.EXECUTED))
+    if not error:
+        for stale in (pages.FAILED, TRACEBACK):
+            (target / stale).unlink(missing_ok=True)
+    return Result(task.name, time.perf_counter() - began, error)
 
 
 def _first_line(text: str) -> str:

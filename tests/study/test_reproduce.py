@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from hybridlib.__main__ import main
-from hybridlib.paths import NOTEBOOKS, ROOT
+from hybridlib.paths import NOTEBOOKS
 from hybridlib.study import reproduce
 from hybridlib.study.parameters import STUDIES, SamplingParameters
 
