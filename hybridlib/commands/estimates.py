@@ -169,18 +169,18 @@ def print_studies(estimates: list[Estimate]) -> None:
     print(f"{'study':26}{'images':>9}{'there':>9}{'NFE':>12}{'one at a time':>15}{'time':>10}{'disk':>10}")
     for e in estimates:
         print(_line(e))
-    timed = [e.seconds for e in estimates if e.seconds is not None]
-    print(
-        _line(
-            Estimate(
-                "all",
-                *(sum(getattr(e, field) for e in estimates) for field in ("images", "here", "nfe", "one_at_a_time")),
-                sum(timed) if timed and all(e.seconds is not None for e in estimates if e.images) else None,
-                sum(e.bytes for e in estimates),
-            )
-        )
+    known = all(e.seconds is not None for e in estimates if e.images)
+    total = Estimate(
+        "all",
+        images=sum(e.images for e in estimates),
+        here=sum(e.here for e in estimates),
+        nfe=sum(e.nfe for e in estimates),
+        one_at_a_time=sum(e.one_at_a_time for e in estimates),
+        seconds=sum(e.seconds or 0.0 for e in estimates) if known else None,
+        bytes=sum(e.bytes for e in estimates),
     )
-    print("What it rests on. Images and NFE are counted. Time and disk:")
+    print(_line(total))
+    print("What it rests on. Images and NFE are counted. Time and disk of the images:")
     rests: dict[str, list[str]] = {}
     for e in estimates:
         rests.setdefault(e.basis, []).append(e.name)
@@ -190,7 +190,7 @@ def print_studies(estimates: list[Estimate]) -> None:
 
 
 def _line(e: Estimate) -> str:
-    time = "-" if e.seconds is None else spent.duration(e.seconds)
+    time = "-" if not e.images or e.seconds is None else spent.duration(e.seconds)
     disk = f"{e.bytes / 1e6:,.0f} MB" if e.bytes else "-"
     return f"{e.name:26}{e.images:>9,}{e.here:>9,}{e.nfe:>12,}{e.one_at_a_time:>15,}{time:>10}{disk:>10}"
 

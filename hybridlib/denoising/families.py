@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from .denoisers import Denoiser, GuidedDenoiser
 from .own import OwnDenoiser, is_own
@@ -42,7 +42,7 @@ def denoiser_of(pipeline: Any, batch_size: int = 64, max_sequence_length: int = 
     return (SDXLDenoiser if "StableDiffusionXLPipeline" in bases else UNetDenoiser)(pipeline, batch_size)
 
 
-def collect(first: GuidedDenoiser, others: Mapping[str, Any] | None) -> dict[str, GuidedDenoiser | OwnDenoiser]:
+def collect(first: GuidedDenoiser, others: Mapping[str, Any] | None) -> dict[str, GuidedDenoiser]:
     """Denoisers by name, the pipeline's own under "".
 
     Args:
@@ -56,7 +56,7 @@ def collect(first: GuidedDenoiser, others: Mapping[str, Any] | None) -> dict[str
     from torch.nn import Module
 
     check_type("denoisers", others, (Mapping, type(None)), "a mapping of names to networks or pipelines")
-    denoisers: dict[str, GuidedDenoiser | OwnDenoiser] = {"": first}
+    denoisers = {"": first}
     for name, other in (others or {}).items():
         check_type("a name of denoisers", name, str, "text")
         if not name:
@@ -64,7 +64,7 @@ def collect(first: GuidedDenoiser, others: Mapping[str, Any] | None) -> dict[str
         if is_pipeline(other):
             denoisers[name] = denoiser_of(other, first.batch_size, getattr(first, "max_sequence_length", 256))
         elif is_own(other):
-            denoisers[name] = OwnDenoiser(name, other, first)
+            denoisers[name] = cast(GuidedDenoiser, OwnDenoiser(name, other, first))  # answers all that it is asked
         else:
             check_type(f"denoiser {name!r}", other, Module, "a network, a pipeline or a denoiser of your own")
             _check_network(name, first, other)

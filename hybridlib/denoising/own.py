@@ -66,6 +66,14 @@ class OwnDenoiser:
         own = getattr(self.model, "nfe", None)
         return conditioning.nfe if own is None else int(own(conditioning))
 
+    def example(self, height: int, width: int) -> dict[str, Any]:
+        """Nobody knows what a guest computes with.
+
+        Raises:
+            ValueError: always, in one sentence for who counts its work.
+        """
+        raise ValueError(f"the work of denoiser {self.name!r} cannot be counted: it is no network of the pipeline")
+
     def __call__(self, latents: Tensor, timestep: Tensor, conditionings: Sequence[Conditioning]) -> Tensor:
         """What the guest answers, checked.
 

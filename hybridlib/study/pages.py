@@ -92,7 +92,6 @@ def _exporter() -> Any:
         extra_template_basedirs=[str(Path(__file__).parent)],
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        exclude_anchor_links=True,
     )
 
 

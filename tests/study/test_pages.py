@@ -117,7 +117,7 @@ def test_neighbours_titles_contents_and_folded_code(folder):
     page = Seen(folder / "02_two.html")
     assert "<title>02 · Two</title>" in page.text
     assert {"index.html", "01_one.html", "03_three.html", "#Conclusion", "#Published-vs-measured"} <= set(page.links)
-    assert page.text.count('<details class="code">') == 7  # code cells, without papermill's
+    assert page.text.count('<details class="code">') == 6  # code cells, without papermill's
     assert "01_one.html" not in Seen(folder / "03_three.html").links
 
 
