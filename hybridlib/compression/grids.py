@@ -175,12 +175,13 @@ def run(
 ) -> tuple[pd.DataFrame, Outcome]:
     """Images, distortion and provenance of a grid: `generate`, `distort`, then `<name>.json` beside the table."""
     settings = parameters.settings()
-    images = table.drop_duplicates("path")
-    outcome = generate(images, pipeline, folder, settings)
+    unique = table.drop_duplicates("path")
+    outcome = generate(unique, pipeline, folder, settings)
     updates = (table["step"] + 1).fillna(settings.num_inference_steps)  # a reference meets no codec
     scores = distort(with_schedule(table, updates, pipeline, settings), folder, name)
     write_json(provenance(pipeline, parameters, []), folder / f"{name}.json")
-    spent.write(images, outcome, parameters, folder, name)
+    images = [folder / path for path in unique["path"]]
+    spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 
 

@@ -156,9 +156,9 @@ def _tables_of(notebook: Any, section: str) -> Iterator[str]:
 def merged(notebook: Any) -> Any:
     """A copy in which the cell of parameters holds the values of this run, and papermill's own cell is gone."""
     notebook = copy.deepcopy(notebook)
-    injected, declared = _tagged(notebook, INJECTED), _tagged(notebook, PARAMETERS)
-    if injected is not None and declared is not None:
-        declared.source = with_values(declared.source, injected.source)
+    injected, own = _tagged(notebook, INJECTED), _tagged(notebook, PARAMETERS)
+    if injected is not None and own is not None:
+        own.source = with_values(own.source, injected.source)
         notebook.cells.remove(injected)
     return notebook
 
@@ -175,6 +175,12 @@ def with_values(declared: str, injected: str) -> str:
             start, stop = first.encode()[: value.col_offset].decode(), last.encode()[value.end_col_offset :].decode()
             lines[value.lineno - 1 : value.end_lineno] = [start + new + stop]
     return "\n".join([*lines, *(f"{name} = {value}" for name, value in values.items())])
+
+
+def declared(notebook: Any) -> list[str]:
+    """The parameters that the cell tagged `parameters` assigns; none where no cell is."""
+    cell = _tagged(notebook, PARAMETERS)
+    return [] if cell is None else [name for name, _ in _assignments(cell.source)]
 
 
 def assigned(notebook: Any) -> dict[str, Any]:
@@ -208,7 +214,8 @@ def index(studies: Sequence[Study], folder: Path) -> Any:
     cells = [v4.new_markdown_cell(f"# hybridlib, profile {folder.name}\n\n{_made()}")]
     cells.append(_cell(_banner(studies), "banner"))
     cells += [_cell(_card(study), "card") for study in studies]
-    cells += [_cell(_comparison(studies), "wide"), _cell(_tables(folder), "wide")]
+    cells.append(_cell(_comparison(studies), "wide"))
+    cells += [_cell(text, "wide") for text in [_tables(folder)] if text]
     return v4.new_notebook(cells=cells)
 
 
@@ -266,4 +273,5 @@ def _comparison(studies: Sequence[Study]) -> str:
 def _tables(folder: Path) -> str:
     files = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.suffix in TABLES]
     shown = [f for f in files if not any(part.startswith(".") for part in f.parts)]
-    return "\n".join(["## Tables", "", *(f"- [{f.as_posix()}]({f.as_posix()})" for f in shown)])
+    links = (f"- [{f.as_posix()}]({f.as_posix()})" for f in shown)
+    return "\n".join(["## Tables", "", *links]) if shown else ""

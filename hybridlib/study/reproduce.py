@@ -121,18 +121,13 @@ def _notebook(word: str, shipped: dict[str, Path]) -> Path:
 def _task(notebook: Path, parameters: Path) -> Task:
     if notebook.stem in STUDIES:
         return Task(notebook, parameters, STUDIES[notebook.stem].from_yaml(parameters))
+    import nbformat
+
     own = OwnParameters.from_yaml(parameters)
-    own.check_names(_declared(notebook), parameters)
-    return Task(notebook, parameters, own)
-
-
-def _declared(notebook: Path) -> list[str]:
-    """The parameters of somebody's own notebook: what its cell tagged `parameters` assigns."""
-    from papermill import inspect_notebook
-
-    if not (declared := list(inspect_notebook(str(notebook)))):
+    if not (known := pages.declared(nbformat.read(notebook, as_version=4))):
         raise ValueError(f"{notebook}: tag the cell that assigns its parameters with `parameters`")
-    return declared
+    own.check_names(known, parameters)
+    return Task(notebook, parameters, own)
 
 
 def run(task: Task, folder: Path) -> Result:

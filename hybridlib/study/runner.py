@@ -207,7 +207,8 @@ def run(
     outcome = generate(table, pipeline, folder, settings, models=models)
     scores = score(with_schedule(table, table["common_step"], pipeline, settings), folder, metrics, name)
     write_json(provenance(pipeline, parameters, metrics, models), folder / f"{name}.json")
-    spent.write(table, outcome, parameters, folder, name)
+    images = [folder / path for path in table["path"]]
+    spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 
 

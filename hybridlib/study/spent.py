@@ -6,6 +6,7 @@ Beside the provenance, not in it: times differ from run to run, provenance does 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,10 +14,7 @@ from ..files import write_json
 from ..paths import OUTPUTS, RESULTS
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from .parameters import SamplingParameters
-    from .runner import Outcome
 
 SPENT = ".spent.json"
 SHORTEST_S = 10.0  # a shorter run of your own says more about starting than about running
@@ -48,19 +46,19 @@ class Spent(NamedTuple):
         return f"{self.study}: {self.images:,} images, {self.nfe:,} NFE in {duration(self.seconds)} ({self.machine})"
 
 
-def write(table: pd.DataFrame, outcome: Outcome, parameters: SamplingParameters, folder: Path, name: str) -> None:
-    """Write `folder / <name>.spent.json` for the finished images of a table with a column `path`."""
+def write(parameters: SamplingParameters, images: Sequence[Path], nfe: int, seconds: float, target: Path) -> None:
+    """Write `target`, whose name ends with `SPENT`, for the finished images of a table."""
     spent = Spent(
         study=f"{parameters.notebook}, profile {parameters.profile}",
         model=parameters.model,
         image_size=parameters.image_size,
-        images=outcome.images,
-        nfe=outcome.cost.tree,
-        seconds=round(outcome.seconds, 1),
-        bytes=sum((folder / path).stat().st_size for path in table["path"]),
+        images=len(images),
+        nfe=nfe,
+        seconds=round(seconds, 1),
+        bytes=sum(image.stat().st_size for image in images),
         machine=_machine(),
     )
-    write_json(spent._asdict(), folder / f"{name}{SPENT}")
+    write_json(spent._asdict(), target)
 
 
 def known(model: str, image_size: int) -> list[Spent]:
