@@ -29,7 +29,8 @@ GREY, DPI = "#9aa1a9", 110
 def png(figure: Figure) -> bytes:
     """The figure as PNG; it belongs to no window, so nothing keeps it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    with plt.rc_context({"savefig.bbox": "standard"}):  # "tight" draws everything twice
+        figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
@@ -39,8 +40,7 @@ def quality_and_rates(picture: Picture, quality: Sequence[Quality], rates: Rates
     Drawn after every move, so its margins are given: finding them would double the time.
     """
     use_house_style()
-    with plt.rc_context({"savefig.bbox": "standard"}):
-        figure = Figure(figsize=(9.2, 2.75), layout="none")
+    figure = Figure(figsize=(9.2, 2.75), layout="none")
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.07, right=0.795, bottom=0.19, top=0.9, wspace=0.27)
     _quality(left, picture, quality)
@@ -60,7 +60,8 @@ def _quality(ax: Axes, picture: Picture, quality: Sequence[Quality]) -> None:
     ax.axvspan(0, min(curve.safe_step for curve in quality), color=PUBLIC, alpha=0.10, linewidth=0)
     ax.set(xlabel="common step", ylabel="CLIP kept", ylim=(-0.1, 1.25), xlim=(0, steps[-1]))
     ax.set_title("Expected quality (HIQM, study 06)", loc="left")
-    ax.legend(title="similarity to the public prompt", fontsize=7.5, title_fontsize=7.5, frameon=False, loc="best")
+    small = {"fontsize": 7.5, "title_fontsize": 7.5, "frameon": False}
+    ax.legend(title="similarity to the public prompt", loc="lower left", **small)  # curves begin high
 
 
 def _rates(ax: Axes, rates: Rates) -> None:
