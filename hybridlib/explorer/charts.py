@@ -40,7 +40,8 @@ def quality_and_rates(picture: Picture, quality: Sequence[Quality], rates: Rates
     Drawn after every move, so its margins are given: finding them would double the time.
     """
     use_house_style()
-    figure = Figure(figsize=(9.2, 2.75), layout="none")
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        figure = Figure(figsize=(9.2, 2.75))
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.07, right=0.795, bottom=0.19, top=0.9, wspace=0.27)
     _quality(left, picture, quality)
@@ -60,8 +61,15 @@ def _quality(ax: Axes, picture: Picture, quality: Sequence[Quality]) -> None:
     ax.axvspan(0, min(curve.safe_step for curve in quality), color=PUBLIC, alpha=0.10, linewidth=0)
     ax.set(xlabel="common step", ylabel="CLIP kept", ylim=(-0.1, 1.25), xlim=(0, steps[-1]))
     ax.set_title("Expected quality (HIQM, study 06)", loc="left")
-    small = {"fontsize": 7.5, "title_fontsize": 7.5, "frameon": False}
-    ax.legend(title="similarity to the public prompt", loc="lower left", **small)  # curves begin high
+    ax.legend(
+        title="similarity to the public prompt",
+        fontsize=7.5,
+        title_fontsize=7.5,
+        loc="upper right",  # curves end low
+        framealpha=1,
+        edgecolor="none",
+        borderaxespad=0,
+    )
 
 
 def _rates(ax: Axes, rates: Rates) -> None:
