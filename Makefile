@@ -23,11 +23,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 reproduce: arguments env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
-	$(RUN) -m hybridlib.study.reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+	$(VENV)/bin/hybridlib reproduce $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 arguments:  # refused before the environment is built
-	@test -d params/$(PROFILE) || { echo "no profile $(PROFILE); there are: $$(ls params | tr '\n' ' ')"; exit 2; }
-	@for n in $(NOTEBOOKS); do ls notebooks/$$n*.ipynb >/dev/null 2>&1 || { echo "no notebook $$n; there are: $$(ls notebooks | tr '\n' ' ')"; exit 2; }; done
+	@test -d params/$(PROFILE) || test -e $(PROFILE) || { echo "no profile $(PROFILE); there are: $$(ls params | tr '\n' ' ')"; exit 2; }
+	@for n in $(NOTEBOOKS); do test -f $$n || ls notebooks/$$n*.ipynb >/dev/null 2>&1 || { echo "no notebook $$n; there are: $$(ls notebooks | tr '\n' ' ')"; exit 2; }; done
 
 # One thread a worker: two torch processes of several threads each slow each other down many times.
 PYTEST := OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(RUN) -m pytest --numprocesses auto --dist loadfile

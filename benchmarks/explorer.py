@@ -51,7 +51,7 @@ def resident_mib() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--moves", type=int, default=500)
+    parser.add_argument("--moves", type=int, default=500, help="of the sliders; the caches are full after about 50")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -76,9 +76,9 @@ def main() -> None:
         print(f"{label}: median {statistics.median(values):.3f} s, 90th percentile {p90:.3f} s")
     for name, values in sorted(by_control.items()):
         print(f"  {name}: {len(values)} moves, median {statistics.median(values):.3f} s of CPU")
-    fifth = max(1, given.moves // 5)
-    middle, last = (statistics.median(part) for part in (memory[fifth : 2 * fifth], memory[-fifth:]))
-    print(f"resident memory: {middle:.0f} MiB in the second fifth, {last:.0f} MiB in the last ({last - middle:+.1f})")
+    marks = [max(1, round(share * given.moves)) for share in (0.2, 0.6, 1.0)]  # 100, 300 and 500 of 500
+    told = ", ".join(f"{memory[mark - 1]:.0f} MiB after {mark} moves" for mark in marks)
+    print(f"resident memory: {told} ({memory[-1] - memory[marks[0] - 1]:+.1f})")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,8 @@ def description() -> str:
         "# Tables of the full runs\n\nWritten by `python docs/tables.py` from the tables; a test holds that no column "
         "is left out. All numbers are measured on the miniature models: they say how a method behaves, not how good "
         "SD3 is. Parquet is read by `pandas.read_parquet`; `table.attrs` tells the profile and the metrics with the "
-        "checksum of their weights. The JSON file beside a table holds its settings, versions and git revision.\n"
+        "checksum of their weights. The JSON file beside a table holds its settings, versions and git revision; "
+        "`*.spent.json` and `scoring.json` say what runs took, on which the dry runs of `hybridlib` rest.\n"
     ]
     for path in paths():
         parts.append(_section(path))

@@ -11,9 +11,15 @@ from pathlib import Path
 import hybridlib
 
 PACKAGE = Path(hybridlib.__file__).parent
-GROUND = {"paths", "files", "noise", "intervals", "runs", "fits", "prompts", "progress"}
+GROUND = {"paths", "files", "noise", "intervals", "runs", "fits", "prompts", "progress", "names"}
 FLOORS = [GROUND, {"codecs"}, {"denoising"}, {"metrics"}, {"study"}]
-FLOORS += [{"hybrid", "compression", "scheduling", "training"}, {"figures"}, {"miniature", "explorer"}]
+FLOORS += [
+    {"hybrid", "compression", "scheduling", "training"},
+    {"figures"},
+    {"miniature", "explorer"},
+    {"commands"},
+    {"__main__"},
+]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 

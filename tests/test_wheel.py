@@ -13,16 +13,18 @@ from hybridlib.paths import ROOT
 
 USE = """
 from pathlib import Path
+import nbformat
 import hybridlib
 from hybridlib import paths, prompts
 from hybridlib.denoising import models
-from hybridlib.study import reproduce, results
+from hybridlib.study import pages, reproduce, results
 assert Path(hybridlib.__file__).is_relative_to({site!r}), hybridlib.__file__
 images = models.load("mini-sd3", device="cpu")("a large red circle", num_inference_steps=2).images
 assert images[0].size == (64, 64)
 assert len(results.load("05_anchored")) > 1000
 assert prompts.PromptSet.load("miniature").personal
 assert reproduce.collect("smoke", ["01"])[0].notebook.is_file()
+assert pages.render(nbformat.v4.new_notebook(), "a page").startswith("<!DOCTYPE html>")
 assert paths.OUTPUTS == Path.cwd() / "outputs"
 """
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import argparse
 import base64
+import copy
 import io
-import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import nbformat
 
 from hybridlib.figures import use_house_style
 from hybridlib.paths import NOTEBOOKS, OUTPUTS, RESULTS, ROOT
+from hybridlib.study import pages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,25 +29,6 @@ if TYPE_CHECKING:
 DOCS = ROOT / "docs"
 THUMBNAIL_WIDTH = 720  # pixels
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
-
-
-class Best(NamedTuple):
-    """What the gallery takes from a notebook; what is not said here is its first picture and its first conclusion."""
-
-    figure: str  # code of the cell that draws it
-    answer: str  # how the sentence of the conclusion begins
-
-
-BEST = {
-    "01_figures": Best("runner.picture_table(one", "Sharing the first steps works"),
-    "02_alignment": Best("by_step = intervals.changes_from(full", "A shared start costs alignment"),
-    "03_fidelity": Best("by_step = intervals.changes_from(full", "On drawn scenes a shared start"),
-    "04_similarity": Best("figures.similarity_matrix(", "A personal prompt from the middle"),
-    "05_image_quality": Best("different = full[", "On the miniatures the first shared"),
-    "06_hiqm_fit": Best("figures.collapse(", "The noise level at the handover explains"),
-    "07_compression_surface": Best("figures.bytes_needed(", "Latents are cheap to send"),
-    "08_lad_ts": Best("figures.front(", "The order LAD-TS"),
-}
 
 
 def main() -> int:
@@ -153,47 +137,24 @@ def read_studies(folder: Path) -> Iterator[StudyPage]:
     """Stage every committed notebook and its thumbnail; yield what the gallery says of it.
 
     Raises:
-        ValueError: if a notebook has no title, or holds not what `BEST` names.
+        ValueError: if a notebook has no title.
     """
     for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        cells = notebook["cells"]
-        for cell in cells:
-            cell["source"] = "".join(cell["source"])
-            cell["metadata"]["tags"] = ["hide-input"]  # code is folded: a reader opens what is wanted
-        title = re.match(r"#\s+(.+)", cells[0]["source"])
+        notebook = nbformat.read(path, as_version=4)
+        title = re.match(r"#\s+(.+)", notebook.cells[0].source)
         if title is None:
             raise ValueError(f"{path.name}: the first cell must begin with a heading")
-        (folder / "notebooks" / path.name).write_text(json.dumps(notebook), encoding="utf-8")
-        question = re.search(r"\*\*Question\.\*\*\s*(.+)", cells[0]["source"])
+        folded = copy.deepcopy(notebook)
+        for cell in folded.cells:
+            cell.metadata["tags"] = ["hide-input"]  # a reader opens what is wanted
+        nbformat.write(folded, folder / "notebooks" / path.name)
+        question = re.search(r"\*\*Question\.\*\*\s*(.+)", notebook.cells[0].source)
         if question is None:  # a notebook to play with, such as the explorer, is no study
             yield StudyPage(path.stem, title[1])
             continue
-        best = BEST.get(path.stem, Best("", ""))
-        picture = _picture(path.stem, best.figure, cells)
-        if picture:
+        if picture := pages.best_figure(notebook):
             _thumbnail(base64.b64decode(picture), folder / "figures" / f"{path.stem}.png")
-        yield StudyPage(path.stem, title[1], question[1], _answer(path.stem, best.answer, cells), bool(picture))
-
-
-def _picture(study: str, code: str, cells: list[dict[str, Any]]) -> str:
-    """The first picture (base64) of the cells that hold `code`; "" if a study without a choice has none."""
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if code in cell["source"] and "image/png" in output.get("data", {}):
-                return str(output["data"]["image/png"])
-    if code:
-        raise ValueError(f"{study}: no cell with a picture holds {code!r}; name another one in BEST")
-    return ""
-
-
-def _answer(study: str, beginning: str, cells: list[dict[str, Any]]) -> str:
-    """The sentence of the conclusion that begins so; "" if a study without a choice has no conclusion."""
-    conclusion = next((c["source"] for c in reversed(cells) if c["source"].startswith("## Conclusion")), "")
-    text = conclusion.removeprefix("## Conclusion").strip()
-    if (at := text.find(beginning)) < 0:
-        raise ValueError(f"{study}: no sentence of the conclusion begins {beginning!r}; name another one in BEST")
-    return first_sentence(text[at:])
+        yield StudyPage(path.stem, title[1], question[1], pages.finding(notebook), bool(picture))
 
 
 def _thumbnail(png: bytes, path: Path) -> None:
@@ -202,12 +163,6 @@ def _thumbnail(png: bytes, path: Path) -> None:
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     picture.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH))
     picture.save(path, optimize=True)
-
-
-def first_sentence(text: str) -> str:
-    """Of a paragraph in Markdown, without the mark of a list."""
-    text = re.sub(r"^[-*] ", "", text).split("\n\n")[0].replace("\n", " ")
-    return re.split(r"(?<=[.?!])\s+(?=[A-Z*])", text)[0]
 
 
 def gallery(studies: list[StudyPage]) -> str:
@@ -237,7 +192,7 @@ def with_sentences(page: str) -> str:
         at = README.find(match[1])
         if at < 0:
             raise ValueError(f"the README has no sentence that begins {match[1]!r}")
-        return first_sentence(README[at:].split(" | ")[0])
+        return pages.first_sentence(README[at:].split(" | ")[0])
 
     return re.sub(r"\{readme: ([^}]+)\}", sentence, page)
 
@@ -255,11 +210,12 @@ ROOMS = {
     "scheduling.rules": "Schedulers that do not learn by trial, and our own.",
     "scheduling.learners": "LAD-TS, D2SAC, SAC and DQN.",
     "scheduling.study": "Study 08: trainings, statistics, claims, prices.",
-    "study": "Parameters, resumable runs, shipped tables.",
+    "study": "Parameters, resumable runs, shipped tables, pages.",
     "figures": "The house style and the recurring plots.",
     "training": "One loop, noise assignment, pruning and distillation.",
     "explorer": "What notebook 00 touches.",
     "miniature": "Scenes, and the recipes that train the shipped models.",
+    "commands": "What the console command does.",
 }
 
 

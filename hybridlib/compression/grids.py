@@ -14,6 +14,7 @@ from ..codecs import Codec, DecimalRounding, MinMax
 from ..denoising.trajectory import Trajectory
 from ..denoising.tree import Tree
 from ..files import checksum, digest, read_image, write_array, write_atomically, write_json, write_table
+from ..study import spent
 from ..study.runner import Outcome, generate, provenance, with_schedule
 
 if TYPE_CHECKING:
@@ -174,10 +175,13 @@ def run(
 ) -> tuple[pd.DataFrame, Outcome]:
     """Images, distortion and provenance of a grid: `generate`, `distort`, then `<name>.json` beside the table."""
     settings = parameters.settings()
-    outcome = generate(table.drop_duplicates("path"), pipeline, folder, settings)
+    unique = table.drop_duplicates("path")
+    outcome = generate(unique, pipeline, folder, settings)
     updates = (table["step"] + 1).fillna(settings.num_inference_steps)  # a reference meets no codec
     scores = distort(with_schedule(table, updates, pipeline, settings), folder, name)
     write_json(provenance(pipeline, parameters, []), folder / f"{name}.json")
+    images = [folder / path for path in unique["path"]]
+    spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 
 

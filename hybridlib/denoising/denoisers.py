@@ -98,23 +98,38 @@ class GuidedDenoiser(ABC):
         self.clip_skip = clip_skip
         self.attention_kwargs = attention_kwargs
         self._embeds: dict[tuple[str, bool], tuple[Tensor, ...]] = {}
+        self._places: dict[object, tuple[torch.device, torch.dtype]] = {}
 
     def of_model(self, model: Any) -> Self:
         """The same denoiser with another network; encoded prompts are shared."""
         other = copy.copy(self)
         other.model = model
+        other._places = {}
         return other
 
     @property
     def device(self) -> torch.device:
         """Where the latents have to be."""
-        own = self.model is getattr(self.pipeline, self.network)
-        return self.pipeline._execution_device if own else self.model.device
+        return self._place[0]
 
     @property
     def dtype(self) -> torch.dtype:
         """What the latents have to be."""
-        return self.model.dtype
+        return self._place[1]
+
+    @property
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype. Diffusers looks through all modules for them, which takes longer than a small network.
+
+        So they are asked for again only where the weights have moved.
+        """
+        first = next(iter(self.model.parameters()), None)
+        key = None if first is None else (first.device, first.dtype)
+        if key not in self._places:
+            own = self.model is getattr(self.pipeline, self.network)
+            device = self.pipeline._execution_device if own else self.model.device
+            self._places[key] = device, self.model.dtype
+        return self._places[key]
 
     @property
     def latent_channels(self) -> int:
@@ -229,7 +244,8 @@ class GuidedDenoiser(ABC):
             if (text, negative) not in self._embeds:
                 self._embeds[text, negative] = self._encode(text, negative)
         rows = [self._embeds[text] for text in texts]
-        return tuple(torch.cat(parts).to(self.device, self.dtype) for parts in zip(*rows, strict=True))
+        device, dtype = self._place
+        return tuple(torch.cat(parts).to(device, dtype) for parts in zip(*rows, strict=True))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from .denoisers import Denoiser, GuidedDenoiser
+from .own import OwnDenoiser, is_own
 from .trajectory import Conditioning, check_type
 
 DIFFUSERS = (
@@ -45,11 +46,11 @@ def collect(first: GuidedDenoiser, others: Mapping[str, Any] | None) -> dict[str
     """Denoisers by name, the pipeline's own under "".
 
     Args:
-        others: name -> a network, which takes prompts, VAE and scheduler from the first pipeline, or a pipeline, which
-            encodes prompts itself.
+        others: name -> a network, which takes prompts, VAE and scheduler from the first pipeline; a pipeline, which
+            encodes prompts itself; or a denoiser of your own, see `own.OwnDenoiser`.
 
     Raises:
-        TypeError: if these are no names, networks or pipelines.
+        TypeError: if these are no names, networks, pipelines or denoisers.
         ValueError: if a denoiser cannot go on with the latents of the first.
     """
     from torch.nn import Module
@@ -62,8 +63,10 @@ def collect(first: GuidedDenoiser, others: Mapping[str, Any] | None) -> dict[str
             raise ValueError("a name of denoisers must not be '', which is the pipeline's own network")
         if is_pipeline(other):
             denoisers[name] = denoiser_of(other, first.batch_size, getattr(first, "max_sequence_length", 256))
+        elif is_own(other):
+            denoisers[name] = cast(GuidedDenoiser, OwnDenoiser(name, other, first))  # answers all that it is asked
         else:
-            check_type(f"denoiser {name!r}", other, Module, "a network or a pipeline")
+            check_type(f"denoiser {name!r}", other, Module, "a network, a pipeline or a denoiser of your own")
             _check_network(name, first, other)
             denoisers[name] = first.of_model(other)
         if (difference := first.space.difference(denoisers[name].space)) is not None:
@@ -84,7 +87,8 @@ def nfe_of(denoisers: Mapping[str, Denoiser]) -> Callable[[str, Conditioning], i
 
 
 def _check_network(name: str, first: GuidedDenoiser, model: Any) -> None:
-    if type(model).__name__ != (wanted := type(first.model).__name__):
+    wanted = type(first.model).__name__
+    if not any(base.__name__ == wanted for base in type(model).__mro__):
         raise ValueError(f"denoiser {name!r} must be a {wanted} as the pipeline's own is, got {type(model).__name__}")
     for key in ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "addition_embed_type"):
         mine, its = first.model.config.get(key), model.config.get(key)

@@ -44,8 +44,8 @@ def sample(
         pipeline: of SD3, Stable Diffusion 1.x, SDXL or a latent consistency model; its network runs the segments that
             name no denoiser, its VAE decodes, its scheduler steps.
         trajectories: all over the same steps. Without `resume` they start at 0 from the noise of their seed.
-        denoisers: by the names that segments use: networks, which take prompts from the pipeline, or pipelines, which
-            encode prompts themselves.
+        denoisers: by the names that segments use: networks, which take prompts from the pipeline, pipelines, which
+            encode prompts themselves, or denoisers of your own (`own`).
         handoff: whether a multistep solver keeps what it remembers where another denoiser takes over, as published,
             or resets; see `walk`.
         num_inference_steps: length of the noise schedule; where the trajectories stop, by default.

@@ -47,7 +47,9 @@ class Curves:
         scores = results.load("05_anchored")
         shared, alone = (hiqm.cube(scores, variant) for variant in ("wSIM", "woSIM"))
         self.surface = planning.fit_surface(shared.retained(alone))
-        self.links: pd.DataFrame = results.load("07_links")
+        self._links: pd.DataFrame = results.load("07_links")
+        self._levels = self._links.groupby("step")["sigma"].first()
+        self._rates: dict[int, tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]] = {}  # one a step of the study
         self._similarity = similarity
         self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
 
@@ -66,20 +68,22 @@ class Curves:
     def rates(self, picture: Picture, session: Session) -> Rates:
         """The curves at the step of study 07 whose noise level is nearest, and the picture's own point."""
         controls = picture.controls
-        levels = self.links.groupby("step")["sigma"].first()
-        step = int((levels - picture.sigmas[controls.common_step]).abs().idxmin())
-        means = self.links[self.links["step"] == step].groupby(["family", "codec"], as_index=False)
-        table = means[["message_bytes", "psnr", "bits_per_value"]].mean().sort_values("message_bytes")
-        lines = {f: table[table["family"] == f] for f in FAMILIES}
-        raw = float((16 * table["message_bytes"] / table["bits_per_value"]).mean())
+        step = int((self._levels - picture.sigmas[controls.common_step]).abs().idxmin())
+        raw, lines = self._measured(step)
         message = picture.link.message if controls.link_codec is not None else None
-        return Rates(
-            step,
-            {f: (part["message_bytes"].to_numpy(), part["psnr"].to_numpy()) for f, part in lines.items()},
-            raw,
-            message,
-            None if message is None else _psnr(picture, session.picture(controls.without_codec())),
-        )
+        coded = None if message is None else _psnr(picture, session.picture(controls.without_codec()))
+        return Rates(step, lines, raw, message, coded)
+
+    def _measured(self, step: int) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Bytes of 16-bit floats, and the curves of the families, at a step of study 07."""
+        if step not in self._rates:
+            means = self._links[self._links["step"] == step].groupby(["family", "codec"], as_index=False)
+            table = means[["message_bytes", "psnr", "bits_per_value"]].mean().sort_values("message_bytes")
+            raw = float((16 * table["message_bytes"] / table["bits_per_value"]).mean())
+            parts = {family: table[table["family"] == family] for family in FAMILIES}
+            lines = {f: (part["message_bytes"].to_numpy(), part["psnr"].to_numpy()) for f, part in parts.items()}
+            self._rates[step] = raw, lines
+        return self._rates[step]
 
     def _between(self, a: str, b: str) -> float:
         if (a, b) not in self._known:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..denoising.pipelines import HybridStableDiffusion3Pipeline
+    from ..denoising.state import DenoiseState
     from ..metrics.alignment import ClipAlignment
 
 PREFIXES, PICTURES, TEXTS = 8, 24, 64  # entries of the caches; the least recently used ones leave
@@ -51,6 +52,7 @@ class Prefix:
     def __init__(self) -> None:
         self.parts: list[Samples] = []
         self._frames: dict[int, Image] = {}
+        self._states: dict[int, tuple[DenoiseState, int]] = {}
 
     @property
     def reached(self) -> int:
@@ -64,6 +66,13 @@ class Prefix:
     def part(self, updates: int) -> Samples:
         """The walk that made this update."""
         return next(part for part in self.parts if updates in part.kept)
+
+    def state(self, updates: int) -> tuple[DenoiseState, int]:
+        """The state after 1..reached updates, and its bytes as a file; it holds a fingerprint of all weights."""
+        if updates not in self._states:
+            state = self.part(updates).state(0, updates)
+            self._states[updates] = state, len(state.to_bytes())
+        return self._states[updates]
 
     def frame(self, updates: int) -> Image:
         """The decoded image after 1..reached updates."""
@@ -146,7 +155,7 @@ class Session:
             prefix = _remembered(self._prefixes, controls.prefix_key, Prefix, PREFIXES)
             computed = self._grow(prefix, controls)
             latents, history = prefix.kept(step).latents, memory_of_row(prefix.kept(step).memory, 0)
-            link = _link(prefix.part(step), controls)
+            link = _link(*prefix.state(step), controls)
         personal = self._walk(controls.personal_trajectories(), controls, latents, history)
         images = _decoded(personal, controls.num_inference_steps)
         tree = Tree(controls.trajectories(), evaluations(personal.scheduler))
@@ -203,9 +212,8 @@ class Session:
             self._denoiser = SD3Denoiser(self.pipeline, max_sequence_length=self.max_sequence_length)
 
 
-def _link(shared: Samples, controls: Controls) -> Link:
-    state = shared.state(0, controls.common_step)
-    whole, codec = len(state.to_bytes()), controls.link_codec
+def _link(state: DenoiseState, whole: int, controls: Controls) -> Link:
+    codec = controls.link_codec
     message = whole if codec is None else len(codec.encode(state.latents, [controls.seed])[0])
     return Link(message, whole, 2 * state.latents.numel())
 

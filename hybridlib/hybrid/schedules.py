@@ -75,6 +75,21 @@ class Schedule(NamedTuple):
 PUBLISHED_SCHEDULE = Schedule(28, 3.0, "euler")  # of the published curves, at 1024 pixels
 
 
+def grid(
+    schedule: Schedule, shares: Sequence[float], prompts: PromptSet, chosen: Sequence[int], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """The similarity study without SIM and NPI under one schedule; for the arguments see `run`."""
+    steps = schedule.num_inference_steps
+    common_steps = sorted({min(round(share * steps), steps - 1) for share in shares})
+    variants = {PLAIN: grids.PUBLISHED_VARIANTS[PLAIN]}
+    return grids.similarity_study(prompts, variants, seeds, common_steps, chosen, steps)
+
+
+def place(folder: Path, schedule: Schedule) -> Path:
+    """Where the images of a schedule lie."""
+    return folder / str(schedule).replace("/", "_")
+
+
 def run(
     schedules: Sequence[Schedule],
     shares: Sequence[float],
@@ -100,15 +115,13 @@ def run(
 
     tables = []
     for schedule in schedules:
-        steps = schedule.num_inference_steps
-        common_steps = sorted({min(round(share * steps), steps - 1) for share in shares})
-        grid = grids.similarity_study(
-            prompts, {PLAIN: grids.PUBLISHED_VARIANTS[PLAIN]}, seeds, common_steps, chosen, steps
+        pairs = grid(schedule, shares, prompts, chosen, seeds)
+        pairs["similarity"] = similarity[pairs["public"], pairs["personal"]]
+        own = parameters.model_copy(
+            update={"num_inference_steps": schedule.num_inference_steps, "shift": schedule.shift}
         )
-        grid["similarity"] = similarity[grid["public"], grid["personal"]]
-        own = parameters.model_copy(update={"num_inference_steps": steps, "shift": schedule.shift})
-        place = folder / str(schedule).replace("/", "_")
-        scores, _ = runner.run(grid, with_solver(pipeline, schedule.solver), place, own, metrics)
+        solved = with_solver(pipeline, schedule.solver)
+        scores, _ = runner.run(pairs, solved, place(folder, schedule), own, metrics)
         tables.append(scores.assign(schedule=str(schedule)))
     table = pd.concat(tables, ignore_index=True)
     table.attrs = tables[0].attrs

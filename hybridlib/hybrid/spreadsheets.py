@@ -1,11 +1,14 @@
 """The published spreadsheet layouts, for people who go on with the old scripts, in both directions.
 
+The first sheet is as published, cell by cell. Where prompts are given, a sheet of their texts comes after it, so that a
+file says what its indices mean; scripts that read the first sheet do not see it.
+
 `read_scores` leads from published sheets to the table that `hiqm.cube` takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -15,15 +18,16 @@ import pandas as pd
 from ..files import write_atomically
 
 PAIR = ["Public Prompt", "Personal Prompt"]  # the index columns of a published alignment sheet, counted from 0
+PROMPTS = "prompts"  # name of the sheet of texts
 
 
-def write_alignment(scores: pd.DataFrame, path: Path, value: str = "clip") -> None:
+def write_alignment(scores: pd.DataFrame, path: Path, value: str = "clip", prompts: Sequence[str] = ()) -> None:
     """`results-clip.xlsx` of one variant and seed: a row per (public, personal) pair, a column per common step.
 
-    Cells without an image stay empty.
+    Cells without an image stay empty. `prompts` are the joint ones, for the sheet of texts.
 
     Raises:
-        ValueError: if a column is missing, or the scores mix variants or seeds.
+        ValueError: if a column is missing, the scores mix variants or seeds, or a pair has no prompt in the list.
     """
     _require(scores, ("public", "personal", "common_step", value), "the scores")
     if scores.duplicated(["public", "personal", "common_step"]).any():
@@ -31,7 +35,7 @@ def write_alignment(scores: pd.DataFrame, path: Path, value: str = "clip") -> No
     sheet = scores.pivot(index=["public", "personal"], columns="common_step", values=value)
     sheet.columns = pd.Index([int(step) for step in sheet.columns])
     sheet.index.names = PAIR
-    _write(sheet.reset_index(), path, index=False)
+    _write({"Sheet1": (sheet.reset_index(), False)} | _texts(prompts, scores), path)
 
 
 def read_alignment(path: Path, value: str = "clip") -> pd.DataFrame:
@@ -62,10 +66,17 @@ def read_alignment(path: Path, value: str = "clip") -> pd.DataFrame:
     return tidy.sort_values(["public", "personal", "common_step"], ignore_index=True)
 
 
-def write_similarity(matrix: np.ndarray, path: Path) -> None:
-    """The similarity matrix as published: four decimals, labels prompt1, prompt2, ... (images count from 0)."""
+def write_similarity(matrix: np.ndarray, path: Path, prompts: Sequence[str] = ()) -> None:
+    """The similarity matrix as published: four decimals, labels prompt1, prompt2, ... (images count from 0).
+
+    Raises:
+        ValueError: if there are prompts, but not one for each row.
+    """
+    if prompts and len(prompts) != len(matrix):
+        raise ValueError(f"prompts must be {len(matrix)}, one for each row of the matrix, got {len(prompts)}")
     labels = _labels(len(matrix))
-    _write(pd.DataFrame(np.round(matrix, 4), index=labels, columns=labels), path, index=True)
+    sheet = pd.DataFrame(np.round(matrix, 4), index=labels, columns=labels)
+    _write({"Sheet1": (sheet, True)} | _texts(prompts), path)
 
 
 def read_similarity(path: Path) -> np.ndarray:
@@ -119,27 +130,42 @@ def read_scores(sheets: Iterable[tuple[Path, str, int]], similarity: Path, value
     return pd.concat(tables.values(), ignore_index=True)
 
 
-def write_workbook(scores: pd.DataFrame, path: Path, values: list[str], columns: str = "common_step") -> None:
+def write_workbook(
+    scores: pd.DataFrame,
+    path: Path,
+    values: list[str],
+    columns: str = "common_step",
+    prompts: Sequence[str] = (),
+) -> None:
     """The later layout: a raw sheet with a row per image, and one pivot per metric with the mean over seeds."""
     _require(scores, ("public", "personal", columns, *values), "the scores")
-    sheets = {"raw": scores.drop(columns="trajectory", errors="ignore")}
+    sheets = {"raw": (scores.drop(columns="trajectory", errors="ignore"), False)}
     for value in values:
         mean = scores.pivot_table(index=["public", "personal"], columns=columns, values=value)
-        sheets[value] = mean.reset_index()
-    buffer = BytesIO()
-    with pd.ExcelWriter(buffer, engine="openpyxl") as book:
-        for name, sheet in sheets.items():
-            sheet.to_excel(book, sheet_name=name, index=False)
-    write_atomically(path, buffer.getvalue())
+        sheets[value] = mean.reset_index(), False
+    _write(sheets | _texts(prompts, scores), path)
 
 
 def _labels(prompts: int) -> list[str]:
     return [f"prompt{number}" for number in range(1, prompts + 1)]
 
 
-def _write(sheet: pd.DataFrame, path: Path, index: bool) -> None:
+def _texts(prompts: Sequence[str], scores: pd.DataFrame | None = None) -> dict[str, tuple[pd.DataFrame, bool]]:
+    """The sheet of texts, by both names that the published sheets give a prompt; none where there are no prompts."""
+    if not prompts:
+        return {}
+    if scores is not None and (last := int(scores[["public", "personal"]].to_numpy().max(initial=-1))) >= len(prompts):
+        raise ValueError(f"the scores have prompt {last}, counted from 0; prompts holds {len(prompts)}")
+    names = {"index": range(len(prompts)), "label": _labels(len(prompts)), "prompt": list(prompts)}
+    return {PROMPTS: (pd.DataFrame(names), False)}
+
+
+def _write(sheets: Mapping[str, tuple[pd.DataFrame, bool]], path: Path) -> None:
+    """Sheets by name, each with whether its index is written."""
     buffer = BytesIO()
-    sheet.to_excel(buffer, index=index, engine="openpyxl")
+    with pd.ExcelWriter(buffer, engine="openpyxl") as book:
+        for name, (sheet, index) in sheets.items():
+            sheet.to_excel(book, sheet_name=name, index=index)
     write_atomically(path, buffer.getvalue())
 
 

@@ -88,7 +88,7 @@ def write(folder: Path) -> None:
     lines = [f"# {name}", "", about, "", "## Training", ""]
     lines += [
         "Fresh or cached procedural scenes (`hybridlib/miniature/scenes.py`), AdamW, EMA weights, fp16 on disk. "
-        f"Retrain from nothing with `python -m hybridlib.miniature train {name}`.",
+        f"Retrain from nothing with `hybridlib train {name}`.",
         "",
         "| part | steps | batch | peak learning rate | seed | wall time (2-core CPU, other work beside it) |",
         "|---|---|---|---|---|---|",
@@ -107,7 +107,7 @@ def write(folder: Path) -> None:
         for measure, value in json.loads(evaluation.read_text()).items():
             target = _TARGETS.get(measure)
             lines.append(f"| {measure} | {value:.3f} | {'' if target is None else f'>= {target:g}'} |")
-        lines += ["", "Measured by `python -m hybridlib.miniature evaluate`.", ""]
+        lines += ["", "Measured by `python -m hybridlib.miniature`.", ""]
     lines += ["## Limits", "", limits, ""]
     write_atomically(folder / "README.md", "\n".join(lines).encode())
 

@@ -15,6 +15,7 @@ import pandas as pd
 from ..files import read_table, write_atomically, write_table
 from ..paths import OUTPUTS, RESULTS
 from .runner import SCHEDULE_COLUMNS
+from .spent import SPENT
 
 # study -> its table in outputs/<profile>/, and the columns worth keeping
 TABLES = {
@@ -116,7 +117,10 @@ def take_over(profile: str, study: str) -> Path:
     whole = table.select_dtypes("int64").columns
     table = table.astype(dict.fromkeys(whole, "int16"))
     write_table(table, RESULTS / f"{study}.parquet")
-    write_atomically(RESULTS / f"{study}.json", source.with_suffix(".json").read_bytes())
+    for suffix in (".json", SPENT):
+        beside = source.with_name(source.stem + suffix)
+        if suffix == ".json" or beside.is_file():
+            write_atomically(RESULTS / f"{study}{suffix}", beside.read_bytes())
     return RESULTS / f"{study}.parquet"
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..denoising.tree import Cost, Tree
 from ..files import checksum, digest, read_image, write_array, write_image, write_json, write_table
 from ..paths import IS_CLONE, ROOT
+from . import spent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,7 +78,7 @@ def generate(
 
     if duplicates := table["path"][table["path"].duplicated()].tolist():
         raise ValueError(f"every image needs its own path, {duplicates[0]!r} occurs more than once")
-    shards = list(_shards(table))
+    shards = list(shards_of(table))
     models = models or Models()
     denoisers = collect(denoiser_of(pipeline), models.denoisers)
     trees = [Tree(list(shard["trajectory"]), nfe=nfe_of(denoisers)) for shard in shards]
@@ -101,7 +102,8 @@ def generate(
     return Outcome(len(table), cost, seconds)
 
 
-def _shards(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+def shards_of(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows of each shard of a table with a column `trajectory`."""
     keys = [(t.seed, t.segments[0].conditioning, t.segments[0].denoiser) for t in table["trajectory"]]
     for _, rows in table.groupby(pd.Series(keys, index=table.index), sort=False):
         yield rows
@@ -179,7 +181,7 @@ def score(
                     write_array(metric.score(images, prompts), file)
                 columns[metric.name].append(np.load(file, allow_pickle=False))
             bar.update(len(chunk))
-    scores = table.drop(columns="trajectory").reset_index(drop=True)
+    scores = table.drop(columns="trajectory", errors="ignore").reset_index(drop=True)
     for column, parts in columns.items():
         scores[column] = np.concatenate(parts)
     scores.attrs["metrics"] = {metric.name: metric.identity for metric in metrics}
@@ -205,6 +207,8 @@ def run(
     outcome = generate(table, pipeline, folder, settings, models=models)
     scores = score(with_schedule(table, table["common_step"], pipeline, settings), folder, metrics, name)
     write_json(provenance(pipeline, parameters, metrics, models), folder / f"{name}.json")
+    images = [folder / path for path in table["path"]]
+    spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 
 

@@ -343,7 +343,7 @@ def test_an_unknown_denoiser_is_refused():
     path = Trajectory.plain(PROMPT, 3, 4.0, "", STEPS).with_denoisers([("", 2), ("tiny", 2)])
     with pytest.raises(ValueError, match="a segment asks for denoiser 'tiny'; there are '', 'small'"):
         sample(pipeline, [path], denoisers={"small": small}, progress=False)
-    with pytest.raises(TypeError, match="denoiser 'small' must be a network or a pipeline, got 5"):
+    with pytest.raises(TypeError, match="denoiser 'small' must be a network, a pipeline or a denoiser .*, got 5"):
         sample(pipeline, [path], denoisers={"small": 5}, progress=False)
     with pytest.raises(ValueError, match="a name of denoisers must not be ''"):
         sample(pipeline, [path], denoisers={"": small}, progress=False)

@@ -135,6 +135,32 @@ def test_workbook_of_the_later_layout(tmp_path):
     assert (book["brisque"][0] == 51.5).all()
 
 
+def test_texts_come_after_the_published_sheet_and_reading_ignores_them(tmp_path):
+    texts = [f"a prompt {i}" for i in range(3)]
+    matrix = np.eye(3)
+    writers = {
+        "alignment": lambda path, **given: spreadsheets.write_alignment(grid(3, 2), path, **given),
+        "similarity": lambda path, **given: spreadsheets.write_similarity(matrix, path, **given),
+        "workbook": lambda path, **given: spreadsheets.write_workbook(grid(3, 2), path, ["clip"], **given),
+    }
+    for name, write in writers.items():
+        write(tmp_path / "bare.xlsx")
+        write(tmp_path / f"{name}.xlsx", prompts=texts)
+        bare, full = (openpyxl.load_workbook(tmp_path / f"{stem}.xlsx") for stem in ("bare", name))
+        assert full.sheetnames == [*bare.sheetnames, "prompts"]
+        for sheet in bare.sheetnames:
+            assert [[c.value for c in row] for row in full[sheet]] == [[c.value for c in row] for row in bare[sheet]]
+        rows = [[c.value for c in row] for row in full["prompts"]]
+        assert rows[0] == ["index", "label", "prompt"]
+        assert rows[3] == [2, "prompt3", "a prompt 2"]
+    assert len(spreadsheets.read_alignment(tmp_path / "alignment.xlsx")) == 3 * 3 * 2
+    np.testing.assert_array_equal(spreadsheets.read_similarity(tmp_path / "similarity.xlsx"), matrix)
+    with pytest.raises(ValueError, match=r"the scores have prompt 2, counted from 0; prompts holds 2"):
+        spreadsheets.write_alignment(grid(3, 2), tmp_path / "a.xlsx", prompts=texts[:2])
+    with pytest.raises(ValueError, match="prompts must be 3, one for each row of the matrix, got 2"):
+        spreadsheets.write_similarity(matrix, tmp_path / "s.xlsx", texts[:2])
+
+
 def write_sheet(path, columns, *rows):
     pd.DataFrame(rows or [[0] * len(columns)], columns=columns).to_excel(path, index=False)
 

@@ -6,7 +6,8 @@ import sys
 import nbformat
 import pytest
 
-from hybridlib.paths import ROOT
+from hybridlib.__main__ import main
+from hybridlib.paths import NOTEBOOKS
 from hybridlib.study import reproduce
 from hybridlib.study.parameters import STUDIES, SamplingParameters
 
@@ -31,21 +32,16 @@ def project(tmp_path, monkeypatch):
         nbformat.write(notebook(source), tmp_path / "notebooks" / f"{name}.ipynb")
         (tmp_path / "params" / "toy" / f"{name}.yaml").write_text("profile: toy")
         monkeypatch.setitem(STUDIES, name, Nothing)
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(reproduce, "PARAMETERS", tmp_path / "params")
     monkeypatch.setattr(reproduce, "OUTPUTS", tmp_path / "outputs")
     return tmp_path
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
-    return reproduce.main()
-
-
 @pytest.mark.filterwarnings("ignore")
-def test_a_failing_notebook_is_named_and_the_others_run(project, monkeypatch, capsys):
-    assert run(monkeypatch, "--profile", "toy") == 1
+def test_a_failing_notebook_is_named_and_the_others_run(project, capsys):
+    assert main(["reproduce", "toy"]) == 1
     told = capsys.readouterr()
     assert "failed: 01_bad: ZeroDivisionError: division by zero" in told.err
     assert "FAILED: ZeroDivisionError: division by zero [toy/01_bad/traceback.txt]" in told.out
@@ -66,36 +62,87 @@ def test_a_failing_notebook_is_named_and_the_others_run(project, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--profile", "nothing"), "no profile 'nothing' in params/; there are toy"),
-        (("--profile", "toi"), "no profile 'toi' in params/; did you mean 'toy'; there are toy"),
-        (("--profile", "toy", "--notebooks", "02_god"), "no notebook '02_god'; did you mean '02_good'; there are"),
-        (("--profile", "toy", "--notebooks", "07"), "no notebook '07'; there are 01_bad, 02_good"),
+        (("nothing",), "no profile 'nothing' in params/; there are toy"),
+        (("toi",), "no profile 'toi' in params/; did you mean 'toy'; there are toy"),
+        (("toy", "--notebooks", "02_god"), "no notebook '02_god'; did you mean '02_good'; there are"),
+        (("toy", "--notebooks", "07"), "no notebook '07'; there are 01_bad, 02_good"),
     ],
 )
-def test_unknown_profile_or_notebook(project, monkeypatch, capsys, arguments, message):
-    assert run(monkeypatch, *arguments) == 2
+def test_unknown_profile_or_notebook(project, capsys, arguments, message):
+    assert main(["reproduce", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_profile_runs_what_belongs_to_it(project, monkeypatch, capsys):
+def test_a_profile_runs_what_belongs_to_it(project, capsys):
     (project / "params" / "toy" / "01_bad.yaml").unlink()
     assert [task.name for task in reproduce.collect("toy", [])] == ["02_good"]
-    assert run(monkeypatch, "--profile", "toy", "--notebooks", "01") == 2
+    assert main(["reproduce", "toy", "--notebooks", "01"]) == 2
     assert "01_bad does not belong to the profile 'toy'" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said_before_anything_runs(project, monkeypatch, capsys):
-    (project / "params" / "toy" / "02_good.yaml").write_text("model: mini-nothing")
+    (project / "params" / "toy" / "02_good.yaml").write_text("profile: toy\nmodel: mini-nothing")
     monkeypatch.setattr(reproduce, "run", lambda *a: pytest.fail("ran a notebook"))
-    assert run(monkeypatch, "--profile", "toy") == 2
+    assert main(["reproduce", "toy"]) == 2
     assert capsys.readouterr().err.count("no miniature model 'mini-nothing'") == 1
 
 
 def test_a_bad_parameter_stops_everything_before_it_starts(project, monkeypatch, capsys):
     (project / "params" / "toy" / "02_good.yaml").write_text("batch_size: 0")
     monkeypatch.setattr(reproduce, "run", lambda *a: pytest.fail("ran a notebook"))
-    assert run(monkeypatch, "--profile", "toy") == 2
+    assert main(["reproduce", "toy"]) == 2
     assert "02_good.yaml: batch_size = 0" in capsys.readouterr().err
+
+
+def test_the_profile_names_one_folder_of_outputs(project, capsys):
+    (project / "params" / "toy" / "02_good.yaml").write_text("profile: other")
+    assert main(["reproduce", "toy"]) == 2
+    assert "the parameter files name several profiles: other, toy" in capsys.readouterr().err
+
+
+def own_study(folder, values):
+    """Somebody's own notebook, whose name no shipped study has, with its parameter file."""
+    nbformat.write(notebook("print(profile)"), folder / "20_own.ipynb")
+    (folder / "20_own.yaml").write_text(values)
+    return folder / "20_own.ipynb"
+
+
+def test_own_notebooks_and_files_are_given_by_their_paths(project):
+    own = str(own_study(project, "profile: mine"))
+    by_file = reproduce.collect(str(project / "20_own.yaml"), [own])
+    by_folder = reproduce.collect(str(project), [own])
+    assert by_file == by_folder
+    assert (by_file[0].name, by_file[0].checked.profile) == ("20_own", "mine")
+    shipped = reproduce.collect(str(project / "params" / "toy"))
+    assert [task.notebook for task in shipped] == [task.notebook for task in reproduce.collect("toy")]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ("profle: x", "20_own.yaml: profle is no parameter; did you mean 'profile'; known: profile"),
+        ("[1]", "expected a mapping of parameter names"),
+        ("profile: ../x", "20_own.yaml: profile = '../x'"),
+    ],
+)
+def test_an_own_study_is_checked_against_its_own_cell(project, capsys, values, sentence):
+    own = str(own_study(project, values))
+    assert main(["reproduce", str(project / "20_own.yaml"), "--notebooks", own]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["params/toy/02_good.yaml"], "is one parameter file: name the one notebook"),
+        (["outputs"], "no profile 'outputs'"),
+        (["notebooks"], "holds no parameter file of a shipped notebook"),
+        (["toy", "--notebooks", "gone.ipynb"], "no notebook gone.ipynb: there is no such file"),
+    ],
+)
+def test_paths_that_cannot_be_run(project, capsys, arguments, sentence):
+    assert main(["reproduce", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_progress_bars_are_left_out_of_pages():
@@ -108,7 +155,7 @@ def test_progress_bars_are_left_out_of_pages():
 
 
 def test_committed_notebooks_ran_top_to_bottom():
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
         assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1)), path.name
 

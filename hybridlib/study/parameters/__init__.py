@@ -1,6 +1,6 @@
 """Parameters of the studies, checked before anything runs."""
 
-from .base import Parameters, PromptParameters, SamplingParameters, Settings, closest
+from .base import OwnParameters, Parameters, PromptParameters, SamplingParameters, Settings
 from .studies import (
     STUDIES,
     AlignmentParameters,
@@ -21,6 +21,7 @@ __all__ = [
     "FidelityParameters",
     "FiguresParameters",
     "HiqmParameters",
+    "OwnParameters",
     "Parameters",
     "PromptParameters",
     "QualityParameters",
@@ -29,5 +30,4 @@ __all__ = [
     "Settings",
     "SimilarityParameters",
     "SweepParameters",
-    "closest",
 ]

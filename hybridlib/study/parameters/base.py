@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -11,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ...names import closest
 from ...prompts import PromptSet, prompt_file
 
 Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
@@ -77,6 +77,23 @@ class Parameters(BaseModel):
         return _checked(cls, content, str(path))
 
 
+class OwnParameters(Parameters):
+    """Of a notebook that is not shipped: it checks its own; here only names are, against those that it declares."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def check_names(self, declared: Iterable[str], source: Path) -> None:
+        """Refuse a name that the notebook does not declare.
+
+        Raises:
+            ValueError: one sentence naming the file, the name and what is declared.
+        """
+        for name in self.model_extra or {}:
+            if name not in (declared := list(declared)):
+                guess = closest(name, declared)
+                raise ValueError(f"{source}: {name} is no parameter{guess}; known: {', '.join(declared)}")
+
+
 class PromptParameters(Parameters):
     """What a study of a prompt set needs."""
 
@@ -136,12 +153,6 @@ def _assigned_in_parameter_cells(executed: list[str]) -> set[str]:
         for node in cell.body
     )
     return {target.id for target in targets if isinstance(target, ast.Name)}
-
-
-def closest(word: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'", where one of the known words is nearly this one, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}" if near else ""
 
 
 P = TypeVar("P", bound=Parameters)

@@ -1,0 +1,167 @@
+"""The console command `hybridlib`, also `python -m hybridlib`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .names import require_known
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        Exit status: 0 if all went well, 1 if a study failed, 2 if something was refused before anything started.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = ArgumentParser(prog="hybridlib", description="Hybrid diffusion inference: reproduce, measure, plan.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.summary, description=command.summary, formatter_class=argparse.RawTextHelpFormatter
+        )
+        command.arguments(sub)
+        sub.set_defaults(run=command.run)
+    try:
+        if words and not words[0].startswith("-"):
+            require_known("command", words[0], COMMANDS)
+        given = parser.parse_args(words)
+        return int(given.run(given))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dry_run(parser: ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="say what it takes in images, NFE, time and disk; stop")
+
+
+def _reproduce_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "profile",
+        nargs="?",
+        default="miniature",
+        help="smoke, miniature (default), miniature-full or sd3-medium;\n"
+        "or your own: a folder of parameter files, or one file beside --notebooks",
+    )
+    parser.add_argument(
+        "--notebooks", nargs="*", default=[], metavar="N", help="numbers, names or paths, such as 01; all by default"
+    )
+    parser.add_argument("--on-cpu", action="store_true", help="run studies of large images without a GPU all the same")
+    _dry_run(parser)
+
+
+def _reproduce(given: Namespace) -> int:
+    from .study import preflight, reproduce
+
+    tasks = reproduce.collect(given.profile, given.notebooks)
+    if given.dry_run:
+        from .commands import estimates
+
+        estimates.print_studies(estimates.of_studies(tasks))
+        return 0
+    if missing := preflight.missing({task.name: task.checked for task in tasks}, given.on_cpu):
+        for sentence in missing:
+            print(f"error: {sentence}", file=sys.stderr)
+        return 2
+    return reproduce.reproduce(tasks)
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help=", ".join(TRAINED))
+    _dry_run(parser)
+
+
+def _train(given: Namespace) -> int:
+    require_known("model to train", given.name, TRAINED)
+    if given.dry_run:
+        from .commands import estimates
+
+        estimates.print_training(given.name)
+        return 0
+    from .miniature import cards, zoo
+
+    folder = zoo.TRAINERS[given.name]()
+    cards.write(folder)
+    print(f"wrote {folder}")
+    return 0
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="images; scores.parquet is written into it")
+    parser.add_argument(
+        "--prompts", type=Path, required=True, metavar="CSV", help="columns path (in the folder), prompt"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        required=True,
+        metavar="M",
+        help="clip (ViT-L-14-336) or clip:MODEL, such as clip:mini-clip for miniature images;\n"
+        "brisque or brisque:piq; image_reward; musiq",
+    )
+    _dry_run(parser)
+
+
+def _evaluate(given: Namespace) -> int:
+    from .commands.evaluate import evaluate
+
+    return evaluate(given.folder, given.prompts, given.metrics, given.dry_run)
+
+
+def _explore_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8888, help="of JupyterLab (default 8888)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
+
+
+def _explore(given: Namespace) -> int:
+    from .commands.explore import explore
+
+    return explore(given.port, not given.no_browser)
+
+
+def _plan_arguments(parser: ArgumentParser) -> None:
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--similarity", type=float, help="of public and personal prompt")
+    asked.add_argument("--prompts", nargs=2, metavar=("PUBLIC", "PERSONAL"), help="two prompts, compared by MiniLM")
+    parser.add_argument("--quality-floor", type=float, default=0.95, help="share of alignment to keep (default 0.95)")
+    parser.add_argument("--steps", type=int, default=28, help="num_inference_steps (default 28)")
+    parser.add_argument("--shift", type=float, help="of the noise schedule (default: that of mini-sd3)")
+    parser.add_argument("--users", type=int, default=3, help="who share (default 3)")
+
+
+def _plan(given: Namespace) -> int:
+    from .commands import plan
+
+    similarity = plan.similarity_of(*given.prompts) if given.prompts else given.similarity
+    answer = plan.plan(similarity, given.quality_floor, given.steps, given.shift, given.users)
+    plan.print_plan(answer, given.quality_floor, given.steps, given.users)
+    return 0
+
+
+class Command(NamedTuple):
+    """A subcommand."""
+
+    summary: str
+    arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+# The names in `miniature.zoo.TRAINERS`, which takes seconds to import.
+TRAINED = ("mini-sd3", "mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small", "mini-clip", "mini-judge")
+COMMANDS = {
+    "reproduce": Command("run studies with their parameters and write pages of them", _reproduce_arguments, _reproduce),
+    "train": Command("train a miniature model from nothing, or resume, and ship it", _train_arguments, _train),
+    "evaluate": Command("score a folder of images, each with its prompt", _evaluate_arguments, _evaluate),
+    "explore": Command("open the explorer in JupyterLab", _explore_arguments, _explore),
+    "plan": Command("how many steps may be shared, and what it saves", _plan_arguments, _plan),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
