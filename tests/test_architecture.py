@@ -13,7 +13,7 @@ import hybridlib
 PACKAGE = Path(hybridlib.__file__).parent
 GROUND = {"paths", "files", "noise", "intervals", "runs", "fits", "prompts", "progress"}
 FLOORS = [GROUND, {"codecs"}, {"denoising"}, {"metrics"}, {"study"}]
-FLOORS += [{"hybrid", "compression", "scheduling", "training"}, {"figures"}, {"miniature", "explorer"}]
+FLOORS += [{"hybrid", "compression", "splits", "scheduling", "training"}, {"figures"}, {"miniature", "explorer"}]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -1,0 +1,290 @@
+"""What a split costs: evaluations, multiply-adds and parameters in each place, bytes between them, and time.
+
+The large denoiser runs in the cloud, the small one at the edge, where prompt and image belong. Multiply-adds are those
+of convolutions and linear layers, the convention of the published tables; attention's products are told apart.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from ..denoising.trajectory import Conditioning
+from .grids import LARGE, SMALL, Division
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from ..codecs import Codec
+    from ..denoising.costs import Work
+    from ..denoising.denoisers import GuidedDenoiser
+    from ..denoising.hybrid_call import HybridPipeline
+    from ..study.parameters import Settings
+    from ..study.runner import Models
+
+HALF = 2  # bytes of a 16-bit float
+
+
+class Network(NamedTuple):
+    """What one denoiser costs."""
+
+    parameters: int
+    work: Work  # of one evaluation
+    evaluations: int  # of a step: two under classifier-free guidance, one where the scale is embedded
+
+
+class Link(NamedTuple):
+    """A way between edge and cloud."""
+
+    megabits_per_second: float
+    delay_s: float = 0.0  # one way
+
+    def seconds(self, payload_bytes: float) -> float:
+        """Until the last of these bytes has arrived."""
+        return self.delay_s + 8 * payload_bytes / (1e6 * self.megabits_per_second)
+
+
+class Pace(NamedTuple):
+    """Seconds of one step in each place, and of encoding a prompt at the edge."""
+
+    cloud_s: float
+    edge_s: float
+    encode_s: float = 0.0
+
+
+# --- networks
+
+
+def network_of(denoiser: GuidedDenoiser, guidance_scale: float, image_size: int | None = None) -> Network:
+    """The costs of a loaded denoiser at an image size in pixels, its own by default."""
+    from ..denoising.costs import parameters, work
+
+    evaluations = denoiser.nfe(Conditioning("", "", guidance_scale))
+    return Network(parameters(denoiser.model), work(denoiser, image_size, image_size), evaluations)
+
+
+def published_networks() -> dict[str, Network]:
+    """Those of the published models under classifier-free guidance, counted from their configurations.
+
+    Latents are 64 x 64 (512 pixels), SDXL's 128 x 128 (1024 pixels). No weights are needed.
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from ..denoising.compact import narrow
+    from ..denoising.published import BK_SDM_TINY, HYBRID_SD_WIDTHS, SD14, SDXL_BASE
+
+    with torch.device("meta"):
+        small, lcm = (UNet2DConditionModel(**BK_SDM_TINY, time_cond_proj_dim=width) for width in (None, 256))
+        for unet in (small, lcm):
+            narrow(unet, HYBRID_SD_WIDTHS)
+        unets = {
+            "SD-v1.4": UNet2DConditionModel(**SD14),
+            "BK-SDM-Tiny": UNet2DConditionModel(**BK_SDM_TINY),
+            "Hybrid SD 224M": small,
+            "SD-v1.4 LCM": UNet2DConditionModel(**SD14, time_cond_proj_dim=256),
+            "Hybrid SD 224M LCM": lcm,
+            "SDXL-base": UNet2DConditionModel(**SDXL_BASE),
+        }
+    return {name: _counted(unet) for name, unet in unets.items()}
+
+
+def _counted(unet: UNet2DConditionModel) -> Network:
+    import torch
+
+    from ..denoising.costs import parameters, work_of
+
+    config = unet.config
+    with torch.device("meta"):
+        arguments: dict[str, Any] = {
+            "sample": torch.empty(1, config.in_channels, config.sample_size, config.sample_size),
+            "timestep": torch.empty(()),
+            "encoder_hidden_states": torch.empty(1, 77, config.cross_attention_dim),
+        }
+        if config.addition_embed_type:
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            added = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
+            arguments["added_cond_kwargs"] = added
+        if config.time_cond_proj_dim:
+            arguments["timestep_cond"] = torch.empty(1, config.time_cond_proj_dim)
+    return Network(parameters(unet), work_of(unet, arguments), 1 if config.time_cond_proj_dim else 2)
+
+
+def network_table(networks: Mapping[str, Network]) -> pd.DataFrame:
+    """Parameters in millions and multiply-adds of one evaluation in billions, one row a network."""
+    rows = {
+        name: (n.parameters / 1e6, n.work.macs / 1e9, n.work.attention_macs / 1e9, n.evaluations)
+        for name, n in networks.items()
+    }
+    columns = ["parameters (M)", "GMACs", "GMACs of attention", "evaluations a step"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def cost_table(chosen: Sequence[Division], large: Network, small: Network) -> pd.DataFrame:
+    """One image by each division.
+
+    Returns:
+        One row per division: method, split, cloud_nfe, edge_nfe, cloud_macs, edge_macs, macs (both), share (of the
+        large denoiser alone over the whole schedule), cloud_parameters, edge_parameters (0 where nothing runs there).
+    """
+    rows = []
+    for division in chosen:
+        nfe = {"cloud": division.large_evaluated * large.evaluations, "edge": division.small_steps * small.evaluations}
+        macs = {"cloud": nfe["cloud"] * large.work.macs, "edge": nfe["edge"] * small.work.macs}
+        alone = (division.large_steps + division.small_steps) * large.evaluations * large.work.macs
+        rows.append(
+            {"method": division.method, "split": division.label}
+            | {f"{place}_nfe": number for place, number in nfe.items()}
+            | {f"{place}_macs": number for place, number in macs.items()}
+            | {"macs": sum(macs.values()), "share": sum(macs.values()) / alone}
+            | {"cloud_parameters": large.parameters if nfe["cloud"] else 0}
+            | {"edge_parameters": small.parameters if nfe["edge"] else 0}
+        )
+    return pd.DataFrame(rows)
+
+
+# --- bytes
+
+
+def text_bytes(denoiser: GuidedDenoiser, conditions: int = 2) -> int:
+    """Bytes of the embeddings of a prompt, and of the negative one, as 16-bit floats."""
+    example = denoiser.example(denoiser.default_size, denoiser.default_size)
+    told = example | example.get("added_cond_kwargs", {})
+    names = ("encoder_hidden_states", "text_embeds", "pooled_projections")
+    return HALF * conditions * sum(told[name].numel() for name in names if name in told)
+
+
+def payloads(
+    pipeline: HybridPipeline,
+    chosen: Sequence[Division],
+    prompts: Sequence[str],
+    seed: int,
+    codecs: Sequence[Codec],
+    settings: Settings,
+    models: Models,
+    guidance_scale: float = 7.0,
+) -> pd.DataFrame:
+    """Bytes of the latents at each division's last handoff, coded as messages where a codec is given.
+
+    Latents and what the solver remembers count as 16-bit floats; a codec codes the latents alone, so whoever uses it
+    lets the solver begin anew (handoff "reset").
+
+    Returns:
+        One row per division with a handoff and option: method, split, step, option, bytes (mean over prompts).
+    """
+    from ..denoising.sampler import sample
+
+    handed = [division for division in chosen if division.handoffs]
+    paths = {d: [d.trajectory(prompt, seed, guidance_scale) for prompt in prompts] for d in handed}
+    steps = {d: paths[d][0].segments[-1].start for d in handed}
+    rows: list[tuple[str, str, int, str, float]] = []
+    if not handed:
+        return pd.DataFrame(rows, columns=["method", "split", "step", "option", "bytes"])
+    everything = [path for d in handed for path in paths[d]]
+    kept = sorted(set(steps.values()))
+    samples = sample(pipeline, everything, keep=kept, progress=False, **models._asdict(), **settings.sampling())
+    for number, division in enumerate(handed):
+        step = steps[division]
+        states = [samples.state(number * len(prompts) + i, step) for i in range(len(prompts))]
+        raw = HALF * states[0].latents.numel()
+        memory = HALF * sum(tensor.numel() for tensor in states[0].history.values() if tensor.ndim)
+        options = {"latents": float(raw), **({"latents and history": float(raw + memory)} if memory else {})}
+        for codec in codecs:
+            messages = [codec.encode(state.latents.float(), [seed])[0] for state in states]
+            options[codec.specification] = sum(map(len, messages)) / len(messages)
+        rows += [(division.method, division.label, step, option, size) for option, size in options.items()]
+    return pd.DataFrame(rows, columns=["method", "split", "step", "option", "bytes"])
+
+
+# --- time
+
+
+def pace_of(
+    large: GuidedDenoiser,
+    small: GuidedDenoiser,
+    image_size: int,
+    guidance_scale: float = 7.0,
+    cloud_speedup: float = 1.0,
+    repeats: int = 15,
+) -> Pace:
+    """Seconds of one step of one image on this machine, the cloud being `cloud_speedup` times as fast.
+
+    Each is the median of `repeats` steps after three to warm up; a first step pays for what later ones have.
+    """
+    cloud, edge = (step_seconds(denoiser, image_size, guidance_scale, repeats) for denoiser in (large, small))
+    return Pace(cloud / cloud_speedup, edge, median_seconds(lambda: small._encode("a", False), repeats))
+
+
+def step_seconds(denoiser: GuidedDenoiser, image_size: int, guidance_scale: float = 7.0, repeats: int = 15) -> float:
+    """Median seconds in which a denoiser is asked for one step of one image, prompts being encoded."""
+    import torch
+
+    side = image_size // denoiser.pipeline.vae_scale_factor
+    latents = torch.zeros(1, denoiser.latent_channels, side, side, device=denoiser.device, dtype=denoiser.dtype)
+    timestep = torch.tensor(500.0, device=denoiser.device)
+    return median_seconds(lambda: denoiser(latents, timestep, [Conditioning("a", "", guidance_scale)]), repeats)
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 15, warm_up: int = 3) -> float:
+    """Median seconds of a call, waiting for the accelerator where there is one."""
+    import torch
+
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    spent = []
+    with torch.inference_mode():
+        for _ in range(warm_up + repeats):
+            wait()
+            began = time.perf_counter()
+            call()
+            wait()
+            spent.append(time.perf_counter() - began)
+    return statistics.median(spent[warm_up:])
+
+
+def latency(
+    division: Division, pace: Pace, link: Link, latent_bytes: float, embedding_bytes: float | None = None
+) -> float:
+    """Seconds from prompt to final latents at the edge: cloud time + payload / bandwidth + edge time.
+
+    The prompt's way to the cloud is one delay; latents cross at every change of place, the last time to the edge if
+    the cloud ends. Where `embedding_bytes` is None the edge encodes its prompt itself, else they cross once.
+    """
+    places = ["edge", *("cloud" if name == LARGE else "edge" for name, _ in division.parts), "edge"]
+    crossings = sum(a != b for a, b in pairwise(places[1:]))
+    seconds = crossings * link.seconds(latent_bytes) + (link.delay_s if places[1] == "cloud" else 0.0)
+    seconds += division.large_evaluated * pace.cloud_s + division.small_steps * pace.edge_s
+    if any(name == SMALL for name, _ in division.parts):
+        at_edge = embedding_bytes is None or places[1] == "edge"  # nobody has sent any embeddings by then
+        seconds += pace.encode_s if at_edge else link.seconds(embedding_bytes or 0.0) - link.delay_s
+    return seconds
+
+
+def latency_table(
+    chosen: Sequence[Division], pace: Pace, links: Sequence[Link], latent_bytes: Mapping[str, float], texts: float
+) -> pd.DataFrame:
+    """Every division over every link with every payload.
+
+    Args:
+        latent_bytes: name of a way to send latents -> bytes.
+        texts: bytes of the embeddings.
+
+    Returns:
+        One row each: method, split, megabits_per_second, latents, texts ("embeddings sent", "prompt encoded again"),
+        seconds.
+    """
+    rows = []
+    for division in chosen:
+        for link in links:
+            for name, size in latent_bytes.items():
+                for told, sent in (("embeddings sent", texts), ("prompt encoded again", None)):
+                    seconds = latency(division, pace, link, size, sent)
+                    rows.append((division.method, division.label, link.megabits_per_second, name, told, seconds))
+    return pd.DataFrame(rows, columns=["method", "split", "megabits_per_second", "latents", "texts", "seconds"])
