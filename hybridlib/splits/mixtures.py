@@ -1,0 +1,173 @@
+"""All ways to save at once: a start shared by several users, a handoff to the edge, and a codec between.
+
+A mixture is a trajectory of the personal prompt: the public prompt for `common_step` updates, shared by the users of a
+group, then the personal one; the large denoiser in the cloud for the first updates, the small one at the edge for the
+rest; where the latents cross, a codec. Nothing but latents crosses, so the solver begins anew there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ..denoising.trajectory import Trajectory
+from ..denoising.tree import Tree
+from .costs import HALF, Network
+from .grids import LARGE, SMALL, Division, large_first
+
+if TYPE_CHECKING:
+    from ..codecs import Codec
+    from ..denoising.hybrid_call import HybridPipeline
+    from ..prompts import PromptSet
+    from ..study.parameters import Settings
+    from ..study.runner import Models
+
+MIXTURE = ["common_step", "split", "codec"]
+UNCODED = "fp16"
+AXES = {"edge_macs": False, "message_bytes": False, "cloud_macs": False}  # less is better
+
+
+def grid(
+    prompts: PromptSet,
+    personal: Sequence[int],
+    seeds: Sequence[int],
+    common_steps: Sequence[int],
+    splits: Sequence[str],
+    codecs: Sequence[Codec],
+    num_inference_steps: int = 25,
+    public_guidance_scale: float = 2.0,
+    guidance_scale: float = 7.0,
+) -> pd.DataFrame:
+    """A row for every mixture, personal prompt and seed; latents also cross uncoded.
+
+    A start longer than the cloud's part would have to be shared between edges: such mixtures are left out. Where the
+    small denoiser does everything, nothing crosses and no codec is used.
+
+    Returns:
+        Columns path, common_step, split, codec (`UNCODED` where there is none), step (updates before the latents
+        cross), personal, prompt, seed, trajectory.
+    """
+    rows = []
+    for common_step, split, codec in product(common_steps, splits, (None, *codecs)):
+        division = large_first(split, num_inference_steps)
+        if common_step > division.large_steps or (codec and not division.large_steps):
+            continue
+        name = UNCODED if codec is None else codec.specification
+        folder = f"{common_step}_{split}_{name}".replace(":", "-").replace("/", "-")
+        for index, seed in product(personal, seeds):
+            trajectory = _trajectory(
+                prompts, index, seed, common_step, division, codec, public_guidance_scale, guidance_scale
+            )
+            row = {"path": f"mixtures/{folder}/prompt{index}_seed{seed}.png", "common_step": common_step}
+            row |= {"split": split, "codec": name, "step": division.large_steps, "personal": index}
+            rows.append(row | {"prompt": prompts.personal[index], "seed": seed, "trajectory": trajectory})
+    return pd.DataFrame(rows)
+
+
+def _trajectory(
+    prompts: PromptSet,
+    index: int,
+    seed: int,
+    common_step: int,
+    division: Division,
+    codec: Codec | None,
+    public_guidance_scale: float,
+    guidance_scale: float,
+) -> Trajectory:
+    steps = division.large_steps + division.small_steps
+    public, personal = prompts.public_of(index), prompts.personal[index]
+    path = Trajectory.hybrid(
+        public, personal, common_step, seed, public_guidance_scale, guidance_scale, num_inference_steps=steps
+    ).with_denoisers(division.parts)
+    # Where the cloud does everything its latents are final when they cross; what a codec makes of them is decoded.
+    return path if codec is None or not division.small_steps else path.with_codec(division.large_steps, codec)
+
+
+def message_bytes(
+    pipeline: HybridPipeline, table: pd.DataFrame, codecs: Iterable[Codec], settings: Settings, models: Models
+) -> pd.DataFrame:
+    """Bytes of the latents that cross, as messages of a codec or as 16-bit floats, measured on the table's first seed.
+
+    Returns:
+        One row per mixture: common_step, split, codec, message_bytes (0 where nothing crosses).
+    """
+    from ..denoising.sampler import sample
+
+    first = table[(table["seed"] == table["seed"].iloc[0]) & (table["codec"] == UNCODED)]
+    by_name = {codec.specification: codec for codec in codecs}
+    kept = sorted(set(first["step"]) - {0})
+    samples = sample(
+        pipeline, list(first["trajectory"]), keep=kept, progress=False, **models._asdict(), **settings.sampling()
+    )
+    rows = []
+    for (common_step, split), part in first.reset_index(drop=True).groupby(["common_step", "split"]):
+        step, seed = int(part["step"].iloc[0]), int(part["seed"].iloc[0])
+        if not step:
+            rows.append((common_step, split, UNCODED, 0.0))
+            continue
+        latents = samples.latents(step)[list(part.index)].float().cpu()
+        rows.append((common_step, split, UNCODED, float(HALF * latents[0].numel())))
+        for name, codec in by_name.items():
+            sizes = [len(message) for message in codec.encode(latents, [seed] * len(latents))]
+            rows.append((common_step, split, name, float(np.mean(sizes))))
+    return pd.DataFrame(rows, columns=[*MIXTURE, "message_bytes"])
+
+
+def compute(table: pd.DataFrame, large: Network, small: Network) -> pd.DataFrame:
+    """Multiply-adds of an image of each mixture, a shared start counted once for all who share it.
+
+    Returns:
+        One row per mixture: common_step, split, codec, cloud_macs, edge_macs.
+    """
+    networks = {LARGE: large, SMALL: small}
+    rows = []
+    for key, part in table.groupby(MIXTURE, sort=False):
+        trees = [Tree(list(group["trajectory"])) for _, group in part.groupby("seed")]
+        macs = {
+            name: sum(tree.cost.of(name).tree for tree in trees)
+            / len(part)
+            * network.work.macs
+            / 2
+            * network.evaluations
+            for name, network in networks.items()
+        }
+        rows.append((*key, macs[LARGE], macs[SMALL]))
+    return pd.DataFrame(rows, columns=[*MIXTURE, "cloud_macs", "edge_macs"])
+
+
+def summary(scores: pd.DataFrame, value: str, sizes: pd.DataFrame, work: pd.DataFrame) -> pd.DataFrame:
+    """Each mixture with its quality, what it costs, and whether it is on a Pareto front.
+
+    Args:
+        scores: rows of `grid` with a column `value`, higher being better.
+        sizes, work: as `message_bytes` and `compute` return them.
+
+    Returns:
+        One row per mixture: common_step, split, codec, quality (mean), low, high (95 % over seeds), message_bytes,
+        cloud_macs, edge_macs, front (not beaten in quality, edge compute and bytes), front_with_cloud (nor in cloud
+        compute).
+    """
+    from ..runs import t_interval
+
+    per_seed = scores.groupby([*MIXTURE, "seed"], sort=False)[value].mean()
+    rows = [(*key, *t_interval(part)) for key, part in per_seed.groupby(level=MIXTURE, sort=False)]
+    table = pd.DataFrame(rows, columns=[*MIXTURE, "quality", "low", "high"])
+    table = table.merge(sizes, on=MIXTURE, validate="one_to_one").merge(work, on=MIXTURE, validate="one_to_one")
+    costs = ["edge_macs", "message_bytes"]
+    return table.assign(
+        front=undominated(table, "quality", costs),
+        front_with_cloud=undominated(table, "quality", [*costs, "cloud_macs"]),
+    )
+
+
+def undominated(table: pd.DataFrame, value: str, costs: Sequence[str]) -> np.ndarray:
+    """Which rows no other row beats: none is at least as good in everything and better in something. (rows,) bool."""
+    points = np.column_stack([-table[value].to_numpy(float), *(table[cost].to_numpy(float) for cost in costs)])
+    no_worse = (points[:, None] <= points[None]).all(-1)
+    better = (points[:, None] < points[None]).any(-1)
+    beaten: np.ndarray = (no_worse & better).any(0)
+    return ~beaten
