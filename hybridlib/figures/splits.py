@@ -97,12 +97,8 @@ def mixture_front(summary: pd.DataFrame, ylabel: str, title: str = "") -> Figure
         axes[1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes[1].xaxis.set_minor_formatter(lambda value, _: "")
     axes[0].set_ylabel(ylabel)
-    dots = [
-        plt.Line2D([], [], color=c, marker="o", linestyle="", label=f"{s} shared updates") for s, c in colours.items()
-    ]
-    kinds = [
-        plt.Line2D([], [], color=INK, marker=m, linestyle="", markerfacecolor="none", label=codec)
-        for codec, m in markers.items()
-    ]
-    figure.legend(handles=dots + kinds, loc="outside right center", frameon=False, fontsize=8.5)
+    handles = [plt.Line2D([], [], color=c, marker="o", linestyle="", label=f"{n} shared") for n, c in colours.items()]
+    look = {"color": INK, "linestyle": "", "markerfacecolor": "none"}
+    handles += [plt.Line2D([], [], marker=marker, label=codec, **look) for codec, marker in markers.items()]
+    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8.5)
     return finished(figure, title)

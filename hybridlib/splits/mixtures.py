@@ -7,7 +7,7 @@ rest; where the latents cross, a codec. Nothing but latents crosses, so the solv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,12 @@ import pandas as pd
 
 from ..denoising.trajectory import Trajectory
 from ..denoising.tree import Tree
-from .costs import HALF, Network
+from .costs import HALF
 from .grids import LARGE, SMALL, Division, large_first
 
 if TYPE_CHECKING:
     from ..codecs import Codec
+    from ..denoising.denoisers import GuidedDenoiser
     from ..denoising.hybrid_call import HybridPipeline
     from ..prompts import PromptSet
     from ..study.parameters import Settings
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 MIXTURE = ["common_step", "split", "codec"]
 UNCODED = "fp16"
-AXES = {"edge_macs": False, "message_bytes": False, "cloud_macs": False}  # less is better
 
 
 def grid(
@@ -44,8 +44,8 @@ def grid(
 ) -> pd.DataFrame:
     """A row for every mixture, personal prompt and seed; latents also cross uncoded.
 
-    A start longer than the cloud's part would have to be shared between edges: such mixtures are left out. Where the
-    small denoiser does everything, nothing crosses and no codec is used.
+    A start longer than the cloud's part would have to be shared between edges: such mixtures are left out. A codec
+    stands only where latents are gone on with: final ones cross uncoded, and where the edge does everything none do.
 
     Returns:
         Columns path, common_step, split, codec (`UNCODED` where there is none), step (updates before the latents
@@ -54,7 +54,7 @@ def grid(
     rows = []
     for common_step, split, codec in product(common_steps, splits, (None, *codecs)):
         division = large_first(split, num_inference_steps)
-        if common_step > division.large_steps or (codec and not division.large_steps):
+        if common_step > division.large_steps or (codec and not division.handoffs):
             continue
         name = UNCODED if codec is None else codec.specification
         folder = f"{common_step}_{split}_{name}".replace(":", "-").replace("/", "-")
@@ -83,8 +83,7 @@ def _trajectory(
     path = Trajectory.hybrid(
         public, personal, common_step, seed, public_guidance_scale, guidance_scale, num_inference_steps=steps
     ).with_denoisers(division.parts)
-    # Where the cloud does everything its latents are final when they cross; what a codec makes of them is decoded.
-    return path if codec is None or not division.small_steps else path.with_codec(division.large_steps, codec)
+    return path if codec is None else path.with_codec(division.large_steps, codec)
 
 
 def message_bytes(
@@ -111,31 +110,33 @@ def message_bytes(
             continue
         latents = samples.latents(step)[list(part.index)].float().cpu()
         rows.append((common_step, split, UNCODED, float(HALF * latents[0].numel())))
+        if step == part["trajectory"].iloc[0].stop:
+            continue
         for name, codec in by_name.items():
             sizes = [len(message) for message in codec.encode(latents, [seed] * len(latents))]
             rows.append((common_step, split, name, float(np.mean(sizes))))
     return pd.DataFrame(rows, columns=[*MIXTURE, "message_bytes"])
 
 
-def compute(table: pd.DataFrame, large: Network, small: Network) -> pd.DataFrame:
+def compute(table: pd.DataFrame, denoisers: Mapping[str, GuidedDenoiser], image_size: int) -> pd.DataFrame:
     """Multiply-adds of an image of each mixture, a shared start counted once for all who share it.
+
+    Args:
+        denoisers: by the names of `grids`.
+        image_size: in pixels.
 
     Returns:
         One row per mixture: common_step, split, codec, cloud_macs, edge_macs.
     """
-    networks = {LARGE: large, SMALL: small}
+    from ..denoising.costs import work
+    from ..denoising.families import nfe_of
+
+    each = {name: work(denoisers[name], image_size, image_size).macs for name in (LARGE, SMALL)}
     rows = []
     for key, part in table.groupby(MIXTURE, sort=False):
-        trees = [Tree(list(group["trajectory"])) for _, group in part.groupby("seed")]
-        macs = {
-            name: sum(tree.cost.of(name).tree for tree in trees)
-            / len(part)
-            * network.work.macs
-            / 2
-            * network.evaluations
-            for name, network in networks.items()
-        }
-        rows.append((*key, macs[LARGE], macs[SMALL]))
+        trees = [Tree(list(group["trajectory"]), nfe=nfe_of(denoisers)) for _, group in part.groupby("seed")]
+        spent = {name: sum(tree.cost.of(name).tree for tree in trees) * each[name] / len(part) for name in each}
+        rows.append((*key, spent[LARGE], spent[SMALL]))
     return pd.DataFrame(rows, columns=[*MIXTURE, "cloud_macs", "edge_macs"])
 
 
@@ -158,10 +159,8 @@ def summary(scores: pd.DataFrame, value: str, sizes: pd.DataFrame, work: pd.Data
     table = pd.DataFrame(rows, columns=[*MIXTURE, "quality", "low", "high"])
     table = table.merge(sizes, on=MIXTURE, validate="one_to_one").merge(work, on=MIXTURE, validate="one_to_one")
     costs = ["edge_macs", "message_bytes"]
-    return table.assign(
-        front=undominated(table, "quality", costs),
-        front_with_cloud=undominated(table, "quality", [*costs, "cloud_macs"]),
-    )
+    fronts = {"front": costs, "front_with_cloud": [*costs, "cloud_macs"]}
+    return table.assign(**{name: undominated(table, "quality", axes) for name, axes in fronts.items()})
 
 
 def undominated(table: pd.DataFrame, value: str, costs: Sequence[str]) -> np.ndarray:

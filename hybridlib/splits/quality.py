@@ -5,7 +5,7 @@ Intervals are Student's t over seeds: the prompts of one seed are averaged first
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SPLIT = ["method", "split"]
 PAIR = ["personal", "seed"]
+Key = tuple[str, str]  # method and split of a division
 
 
 def run(
@@ -85,9 +86,7 @@ def means(scores: pd.DataFrame, value: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*SPLIT, "large_steps", "mean", "low", "high", "seeds"])
 
 
-def changes(
-    scores: pd.DataFrame, value: str, pairs: dict[str, tuple[tuple[str, str], tuple[str, str]]]
-) -> pd.DataFrame:
+def changes(scores: pd.DataFrame, value: str, pairs: Mapping[str, tuple[Key, Key]]) -> pd.DataFrame:
     """By how much a score changes from one division to another, seed by seed.
 
     Args:
