@@ -21,21 +21,12 @@ def scored(level, noise=0.02, seeds=6, prompts=3, methods=(grids.LARGE_FIRST,), 
     """Scores whose mean is `level(method, large steps)`, with noise of images and of seeds."""
     rng = np.random.default_rng(seed)
     shift = {s: rng.normal(0, 5 * noise) for s in range(seeds)}  # what all splits of a seed share
-    rows = [
-        (
-            method,
-            split,
-            int(split.split(",")[0]),
-            p,
-            s,
-            level(method, int(split.split(",")[0])) + shift[s] + rng.normal(0, noise),
-        )
-        for method in methods
-        for split in SPLITS
-        if method == grids.LARGE_FIRST or "0" not in split.split(",")
-        for p in range(prompts)
-        for s in range(seeds)
-    ]
+    rows = []
+    for method, split in ((m, s) for m in methods for s in SPLITS):
+        large = int(split.split(",")[0])
+        if method == grids.LARGE_FIRST or 0 < large < 25:
+            for p, s in ((p, s) for p in range(prompts) for s in range(seeds)):
+                rows.append((method, split, large, p, s, level(method, large) + shift[s] + rng.normal(0, noise)))
     return pd.DataFrame(rows, columns=["method", "split", "large_steps", "personal", "seed", "correct"])
 
 

@@ -11,6 +11,7 @@ from .studies import (
     QualityParameters,
     SchedulingParameters,
     SimilarityParameters,
+    SplitParameters,
     SweepParameters,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "SchedulingParameters",
     "Settings",
     "SimilarityParameters",
+    "SplitParameters",
     "SweepParameters",
     "closest",
 ]
