@@ -68,6 +68,11 @@ class Correctness:
         return rule(scenes, reading).double().numpy()
 
 
+def judges(model: str) -> list[Correctness]:
+    """Both kinds by a judge; none where `model` is "", as for prompts of other words than those of the scenes."""
+    return [Correctness.load(kind, model) for kind in KINDS] if model else []
+
+
 def attributes_correct(scenes: Scenes, reading: Reading) -> torch.Tensor:
     """(B,) share of the attributes of a scene that were read."""
     want = truth(scenes)
