@@ -46,7 +46,10 @@ def network(name: str, beside: HybridPipeline) -> Any:
 
     Args:
         name: a miniature's name, a local folder or a hub id; a folder may hold nothing but `unet/` with a table of
-            widths, as pruned UNets are saved.
+            widths, as pruned UNets are saved. Prompts are encoded by the large model for both, as published.
+
+    Raises:
+        ValueError: if the model is not there, or says that its latents are others.
     """
     kind = families.denoiser_of(beside).network
     own = getattr(beside, kind)
@@ -54,7 +57,8 @@ def network(name: str, beside: HybridPipeline) -> Any:
     if (folder / compact.FILE).is_file():
         return compact.load_unet(folder, own.dtype).to(own.device)
     pipeline = models.load(name, device=str(own.device), dtype=str(own.dtype).removeprefix("torch."))
-    return getattr(pipeline, families.denoiser_of(pipeline).network)
+    families.collect(families.denoiser_of(beside), {SMALL: pipeline})  # a network alone does not tell its latents
+    return getattr(pipeline, kind)
 
 
 def set_solver(pipeline: HybridPipeline, solver: str) -> None:
