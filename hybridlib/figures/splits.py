@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.lines import Line2D
 
 from .style import INK, PERSONAL, PUBLIC, STEP_COLOURS, VARIANT_COLOURS, finished
 
@@ -86,9 +87,9 @@ def mixture_front(summary: pd.DataFrame, ylabel: str, title: str = "") -> Figure
         front = jumps[jumps["front"]].sort_values([column, "quality"])
         best = front[front["quality"] >= front["quality"].cummax()]
         ax.step(best[column], best["quality"], where="post", color="#9aa1a9", linewidth=1, zorder=1)
-        for at, part in front.groupby([column, "quality"]):
-            label = ", ".join(dict.fromkeys(part["split"]))
-            ax.annotate(label.replace(", ", " / "), at, (5, 4), textcoords="offset points", fontsize=7.5, color=INK)
+        for _, row in front.drop_duplicates([column, "quality"]).iterrows():
+            at = (row[column], row["quality"])
+            ax.annotate(row["split"], at, (5, 4), textcoords="offset points", fontsize=7.5, color=INK)
         ax.set(xlabel=name)
         ax.margins(x=0.1, y=0.12)
     if (summary["message_bytes"] > 0).any():
@@ -97,8 +98,10 @@ def mixture_front(summary: pd.DataFrame, ylabel: str, title: str = "") -> Figure
         axes[1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes[1].xaxis.set_minor_formatter(lambda value, _: "")
     axes[0].set_ylabel(ylabel)
-    handles = [plt.Line2D([], [], color=c, marker="o", linestyle="", label=f"{n} shared") for n, c in colours.items()]
-    look = {"color": INK, "linestyle": "", "markerfacecolor": "none"}
-    handles += [plt.Line2D([], [], marker=marker, label=codec, **look) for codec, marker in markers.items()]
+    handles = [Line2D([], [], color=c, marker="o", linestyle="", label=f"{n} shared") for n, c in colours.items()]
+    handles += [
+        Line2D([], [], marker=marker, label=codec, color=INK, linestyle="", markerfacecolor="none")
+        for codec, marker in markers.items()
+    ]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8.5)
     return finished(figure, title)

@@ -6,6 +6,7 @@ of convolutions and linear layers, the convention of the published tables; atten
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,7 @@ def network_of(denoiser: GuidedDenoiser, guidance_scale: float, image_size: int 
     return Network(parameters(denoiser.model), work(denoiser, image_size, image_size), evaluations)
 
 
+@functools.cache
 def published_networks() -> dict[str, Network]:
     """Those of the published models under classifier-free guidance, counted from their configurations.
 

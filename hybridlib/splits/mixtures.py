@@ -155,8 +155,9 @@ def summary(scores: pd.DataFrame, value: str, sizes: pd.DataFrame, work: pd.Data
     from ..runs import t_interval
 
     per_seed = scores.groupby([*MIXTURE, "seed"], sort=False)[value].mean()
-    rows = [(*key, *t_interval(part)) for key, part in per_seed.groupby(level=MIXTURE, sort=False)]
-    table = pd.DataFrame(rows, columns=[*MIXTURE, "quality", "low", "high"])
+    wide = per_seed.unstack("seed")
+    found = [t_interval(row) for row in wide.to_numpy(float)]
+    table = pd.DataFrame(found, index=wide.index, columns=["quality", "low", "high"]).reset_index()
     table = table.merge(sizes, on=MIXTURE, validate="one_to_one").merge(work, on=MIXTURE, validate="one_to_one")
     costs = ["edge_macs", "message_bytes"]
     fronts = {"front": costs, "front_with_cloud": [*costs, "cloud_macs"]}
@@ -168,5 +169,5 @@ def undominated(table: pd.DataFrame, value: str, costs: Sequence[str]) -> np.nda
     points = np.column_stack([-table[value].to_numpy(float), *(table[cost].to_numpy(float) for cost in costs)])
     no_worse = (points[:, None] <= points[None]).all(-1)
     better = (points[:, None] < points[None]).any(-1)
-    beaten: np.ndarray = (no_worse & better).any(0)
-    return ~beaten
+    beaten = np.asarray((no_worse & better).any(axis=0))
+    return np.logical_not(beaten)

@@ -194,7 +194,7 @@ def best(quality: pd.DataFrame, costs: pd.DataFrame, budget: float, compute: str
     within = both[both[compute] <= budget]
     if within.empty:
         raise ValueError(f"budget must be at least {both[compute].min():g} ({compute} of the cheapest), got {budget:g}")
-    return within.loc[within["mean"].idxmax()]
+    return within.iloc[int(within["mean"].to_numpy().argmax())]
 
 
 def best_for(
