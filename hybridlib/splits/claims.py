@@ -73,7 +73,7 @@ def measured(scores: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
         One row per claim: claim, source, statistic, measured, low, high, verdict.
     """
     wide = quality.by_seed(scores, value)
-    first, second = wide[grids.LARGE_FIRST], wide.get(grids.SMALL_FIRST, pd.DataFrame(index=wide.index))
+    first, second, thin = (_of(wide, method) for method in (grids.LARGE_FIRST, grids.SMALL_FIRST, grids.THINNED))
     steps = scores[scores["method"] == grids.LARGE_FIRST].groupby("split")["large_steps"].first().sort_values()
     large, small = first[steps.index[-1]], first[steps.index[0]]
     rows = [
@@ -103,11 +103,16 @@ def measured(scores: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
                 (first[both] - second[both]).mean(axis=1),
             )
         )
-    for split in wide.get(grids.THINNED, pd.DataFrame()):
-        change = wide[grids.THINNED, split] - large
+    for split in thin:
+        change = thin[split] - large
         claim = f"thinned {split} keeps the large model's quality within {MARGIN:g}"
         rows.append(_row(claim, "EC-Diff", "thinned - large", change, (-MARGIN, np.inf)))
     return pd.DataFrame(rows, columns=["claim", "source", "statistic", "measured", "low", "high", "verdict"])
+
+
+def _of(wide: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The columns of one method by split; none where it was not run."""
+    return pd.DataFrame({key[1]: wide[key] for key in wide.columns if key[0] == method}, index=wide.index)
 
 
 def _row(
