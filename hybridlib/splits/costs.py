@@ -69,11 +69,17 @@ def network_of(denoiser: GuidedDenoiser, guidance_scale: float, image_size: int 
     return Network(parameters(denoiser.model), work(denoiser, image_size, image_size), evaluations)
 
 
-@functools.cache
-def published_networks() -> dict[str, Network]:
-    """Those of the published models under classifier-free guidance, counted from their configurations.
+PUBLISHED_NETWORKS = (
+    *("SD-v1.4", "BK-SDM-Tiny", "Hybrid SD 224M"),
+    *("SD-v1.4 LCM", "Hybrid SD 224M LCM", "SDXL-base"),
+)
 
-    Latents are 64 x 64 (512 pixels), SDXL's 128 x 128 (1024 pixels). No weights are needed.
+
+@functools.cache
+def published_network(name: str) -> Network:
+    """One of `PUBLISHED_NETWORKS` under guidance, counted from its configuration. No weights are needed.
+
+    Latents are 64 x 64 (512 pixels), SDXL's 128 x 128 (1024 pixels).
     """
     import torch
     from diffusers import UNet2DConditionModel
@@ -81,19 +87,13 @@ def published_networks() -> dict[str, Network]:
     from ..denoising.compact import narrow
     from ..denoising.published import BK_SDM_TINY, HYBRID_SD_WIDTHS, SD14, SDXL_BASE
 
+    pruned = name.startswith("Hybrid SD")
+    config = {"SD-v1.4": SD14, "SDXL-base": SDXL_BASE}.get(name.removesuffix(" LCM"), BK_SDM_TINY)
     with torch.device("meta"):
-        small, lcm = (UNet2DConditionModel(**BK_SDM_TINY, time_cond_proj_dim=width) for width in (None, 256))
-        for unet in (small, lcm):
+        unet = UNet2DConditionModel(**config, time_cond_proj_dim=256 if name.endswith("LCM") else None)
+        if pruned:
             narrow(unet, HYBRID_SD_WIDTHS)
-        unets = {
-            "SD-v1.4": UNet2DConditionModel(**SD14),
-            "BK-SDM-Tiny": UNet2DConditionModel(**BK_SDM_TINY),
-            "Hybrid SD 224M": small,
-            "SD-v1.4 LCM": UNet2DConditionModel(**SD14, time_cond_proj_dim=256),
-            "Hybrid SD 224M LCM": lcm,
-            "SDXL-base": UNet2DConditionModel(**SDXL_BASE),
-        }
-    return {name: _counted(unet) for name, unet in unets.items()}
+    return _counted(unet)
 
 
 def _counted(unet: UNet2DConditionModel) -> Network:

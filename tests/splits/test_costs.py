@@ -16,7 +16,7 @@ from hybridlib.study.runner import Models
 
 @pytest.fixture(scope="module")
 def published():
-    return costs.published_networks()
+    return {name: costs.published_network(name) for name in costs.PUBLISHED_NETWORKS}
 
 
 def test_published_networks(published):

@@ -232,7 +232,7 @@ class SplitParameters(SamplingParameters):
     megabits_per_second: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field([1.0, 100.0], min_length=1)
     delay_s: float = Field(0.02, ge=0, allow_inf_nan=False)
     cloud_speedup: float = Field(10.0, gt=0, allow_inf_nan=False)
-    codecs: list[str] = ["adaptive:1.0"]
+    codecs: list[str] = ["adaptive:1.0,1.0"]
     public_guidance_scale: Scale = 2.0
     mixture_common_steps: list[Step] = Field([0, 5], min_length=1)
     mixture_splits: list[Split] = Field(["0,25", "10,15", "25,0"], min_length=1)
