@@ -150,6 +150,13 @@ def cost_table(chosen: Sequence[Division], large: Network, small: Network) -> pd
     return pd.DataFrame(rows)
 
 
+def check_budgets(table: pd.DataFrame, budgets: Sequence[float], compute: str = "share") -> None:
+    """Raise ValueError where a budget is below the cheapest division; `compute` is a column of `cost_table`."""
+    least = table[compute].min()
+    if small := [budget for budget in budgets if budget < least]:
+        raise ValueError(f"budget must be at least {least:g} ({compute} of the cheapest), got {small[0]:g}")
+
+
 # --- bytes
 
 

@@ -16,6 +16,7 @@ from ..files import read_image, write_json, write_table
 from ..intervals import FAILS, HOLDS, UNDECIDED
 from ..runs import Interval, t_interval
 from ..study.runner import Models, Outcome, generate, provenance, score, with_schedule
+from .costs import check_budgets
 from .grids import LARGE_FIRST
 
 if TYPE_CHECKING:
@@ -190,10 +191,9 @@ def best(quality: pd.DataFrame, costs: pd.DataFrame, budget: float, compute: str
     Raises:
         ValueError: if nothing is that cheap.
     """
+    check_budgets(costs, [budget], compute)
     both = quality.merge(costs, on=SPLIT, validate="one_to_one")
     within = both[both[compute] <= budget]
-    if within.empty:
-        raise ValueError(f"budget must be at least {both[compute].min():g} ({compute} of the cheapest), got {budget:g}")
     return within.iloc[int(within["mean"].to_numpy().argmax())]
 
 

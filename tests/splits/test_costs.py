@@ -59,6 +59,15 @@ def test_costs_are_those_of_the_tree():
     assert edge.work.macs < large.work.macs
 
 
+def test_a_budget_below_the_cheapest_is_refused(published):
+    table = costs.cost_table(
+        grids.divisions(["0,25", "25,0"]), published["SD-v1.4"], published["Hybrid SD 224M"]
+    )  # the small model alone costs 0.45 of the large one
+    costs.check_budgets(table, [0.45, 1.0])
+    with pytest.raises(ValueError, match=r"budget must be at least 0.44\d+ \(share of the cheapest\), got 0.4"):
+        costs.check_budgets(table, [1.0, 0.4])
+
+
 def test_an_embedded_scale_costs_one_evaluation():
     denoiser = denoiser_of(random_sd(time_cond_proj_dim=16))
     assert costs.network_of(denoiser, 7.0).evaluations == 1
