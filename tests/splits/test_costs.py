@@ -101,39 +101,3 @@ def test_payloads_are_real_bytes(multistep):
     if multistep:  # the two model outputs that a second-order solver keeps
         assert found["large first", "latents and history"] == 3 * 2 * values
     assert values / 2 < found["large first", codec.specification] < 2 * values  # 4 bits a value, and a header
-
-
-def test_latency_is_its_parts():
-    link, pace = costs.Link(8.0, 0.1), costs.Pace(0.01, 0.05, 0.02)  # a megabyte a second
-    made = {d.name: d for d in grids.divisions(["4,6", "10,0", "0,10"], 10, ["4,6"], ["2,1,0.3,4"])}
-    seconds = {name: costs.latency(d, pace, link, 1e6, 5e5) for name, d in made.items()}
-    assert seconds == pytest.approx(
-        {
-            "large first 4,6": 0.1 + 0.04 + (0.1 + 1.0 + 0.5) + 0.3,  # prompt up, cloud, latents and embeddings, edge
-            "large first 10,0": 0.1 + 0.1 + (0.1 + 1.0),  # the final latents come down, no prompt is needed there
-            "large first 0,10": 0.02 + 0.5,  # nothing crosses: the prompt is encoded where it was written
-            "small first 4,6": 0.02 + 0.3 + 2 * (0.1 + 1.0) + 0.04,  # up and down
-            "thinned 2,1,0.3,4": 0.1 + 0.03 + (0.1 + 1.0 + 0.5) + 0.3,  # 3 of 4 updates evaluated
-        }
-    )
-    again = costs.latency(made["large first 4,6"], pace, link, 1e6)
-    assert again == pytest.approx(seconds["large first 4,6"] - 0.5 + 0.02)
-    table = costs.latency_table(list(made.values()), pace, [link, costs.Link(80.0)], {"latents": 1e6}, 5e5)
-    assert len(table) == 5 * 2 * 1 * 2
-    assert table["seconds"].iloc[0] == pytest.approx(seconds["large first 4,6"])
-
-
-def test_seconds_are_medians_of_warm_steps():
-    calls = []
-
-    def call():
-        calls.append(1)
-        pause = 0.2 if len(calls) <= 3 else 0.0  # the first calls are slow
-        costs.time.sleep(pause)
-
-    assert costs.median_seconds(call, repeats=5) < 0.05
-    assert len(calls) == 8
-    pipeline, small = random_sd(), random_unet(width=16)
-    denoisers = collect(denoiser_of(pipeline), {"small": small})
-    pace = costs.pace_of(denoisers[""], denoisers["small"], 32, repeats=3)
-    assert min(pace) > 0
