@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOOKS = {  # method -> colour, marker, line
     "large first": (PUBLIC, "o", "-"),
     "small first": (PERSONAL, "s", "-"),
-    "thinned": (VARIANT_COLOURS[0], "^", "--"),
+    "thinned": (VARIANT_COLOURS[0], "^", ""),
     "mask": (VARIANT_COLOURS[1], "D", ""),
 }
 
@@ -51,7 +51,7 @@ def quality_against_compute(
             ax.vlines(part[column], part["low"], part["high"], color=colour, linewidth=1, alpha=0.5)
             for _, row in part.iterrows() if method == "large first" else ():
                 at = (row[column], row["mean"])
-                ax.annotate(row["split"], at, (0, 7), textcoords="offset points", ha="center", fontsize=7.5, color=INK)
+                ax.annotate(row["split"], at, (4, 5), textcoords="offset points", fontsize=7.5, color=INK)
         ax.set(xlabel=name)
         ax.margins(y=0.15)
     axes[0][0].set_ylabel(ylabel)
@@ -61,44 +61,46 @@ def quality_against_compute(
 
 
 def mixture_front(summary: pd.DataFrame, ylabel: str, title: str = "") -> Figure:
-    """Quality of every mixture against edge compute and against bytes on the link.
+    """Quality of every mixture against compute in the cloud, compute at the edge, and bytes on the link.
 
-    Colour is the number of shared updates, the marker is the codec; filled points are on the Pareto front of quality,
-    edge compute and bytes together, and carry their split.
+    Colour is the number of shared updates, the marker is the codec. Filled points are those that no other beats in
+    quality and all three costs together; the line joins those that none beats in the panel's cost alone.
 
     Args:
         summary: as `mixtures.summary` returns it.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10.6, 4.2), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(13.2, 4.0), sharey=True)
     shared = sorted(summary["common_step"].unique())
     colours = dict(zip(shared, sns.color_palette(STEP_COLOURS, len(shared)), strict=True))
     markers = dict(zip(dict.fromkeys(summary["codec"]), "os^Dvp*", strict=False))
-    jumps = summary.assign(edge=summary["edge_macs"] / 1e6)
-    for ax, column, name in (
-        (axes[0], "edge", "multiply-adds at the edge (millions)"),
-        (axes[1], "message_bytes", "bytes on the link"),
-    ):
-        for _, row in jumps.iterrows():
-            colour = colours[row["common_step"]]
-            face = colour if row["front"] else "none"
-            marker = markers[row["codec"]]
+    shown = summary.assign(cloud=summary["cloud_macs"] / 1e6, edge=summary["edge_macs"] / 1e6)
+    names = {
+        "cloud": "multiply-adds in the cloud (millions)",
+        "edge": "multiply-adds at the edge (millions)",
+        "message_bytes": "bytes on the link",
+    }
+    for ax, (column, name) in zip(axes, names.items(), strict=True):
+        for _, row in shown.iterrows():
+            colour, marker = colours[row["common_step"]], markers[row["codec"]]
+            face = colour if row["front_with_cloud"] else "none"
             at = (row[column], row["quality"])
             ax.scatter(*at, s=34, marker=marker, facecolors=face, edgecolors=[colour], linewidths=1.2, zorder=3)
-        front = jumps[jumps["front"]].sort_values([column, "quality"])
-        best = front[front["quality"] >= front["quality"].cummax()]
+        ordered = shown.sort_values([column, "quality"], ascending=[True, False])
+        best = ordered[ordered["quality"] > ordered["quality"].cummax().shift(fill_value=-np.inf)]
         ax.step(best[column], best["quality"], where="post", color="#9aa1a9", linewidth=1, zorder=1)
-        for _, row in front.drop_duplicates([column, "quality"]).iterrows():
+        for _, row in best.iterrows():
             at = (row[column], row["quality"])
             ax.annotate(row["split"], at, (5, 4), textcoords="offset points", fontsize=7.5, color=INK)
         ax.set(xlabel=name)
         ax.margins(x=0.1, y=0.12)
-    if (summary["message_bytes"] > 0).any():
-        smallest = summary.loc[summary["message_bytes"] > 0, "message_bytes"].min()
-        axes[1].set_xscale("symlog", linthresh=float(2 ** np.floor(np.log2(smallest))))
-        axes[1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes[1].xaxis.set_minor_formatter(lambda value, _: "")
+    if (sent := summary.loc[summary["message_bytes"] > 0, "message_bytes"]).size:
+        axes[2].set_xscale("symlog", linthresh=float(2 ** np.floor(np.log2(sent.min()))))
+        axes[2].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes[2].xaxis.set_minor_formatter(lambda value, _: "")
     axes[0].set_ylabel(ylabel)
-    handles = [Line2D([], [], color=c, marker="o", linestyle="", label=f"{n} shared") for n, c in colours.items()]
+    handles = [
+        Line2D([], [], color=c, marker="o", linestyle="", label=f"{n} shared updates") for n, c in colours.items()
+    ]
     handles += [
         Line2D([], [], marker=marker, label=codec, color=INK, linestyle="", markerfacecolor="none")
         for codec, marker in markers.items()
