@@ -181,7 +181,7 @@ def null_control(
 
 
 def best(quality: pd.DataFrame, costs: pd.DataFrame, budget: float, compute: str = "share") -> pd.Series:
-    """The division of best mean score whose cost is within a budget.
+    """The division of best mean score whose cost is within a budget, the cheapest of several that are equal.
 
     Args:
         quality: as `means` returns it.
@@ -194,7 +194,7 @@ def best(quality: pd.DataFrame, costs: pd.DataFrame, budget: float, compute: str
     check_budgets(costs, [budget], compute)
     both = quality.merge(costs, on=SPLIT, validate="one_to_one")
     within = both[both[compute] <= budget]
-    return within.iloc[int(within["mean"].to_numpy().argmax())]
+    return within.sort_values(["mean", compute], ascending=[False, True]).iloc[0]
 
 
 def best_for(

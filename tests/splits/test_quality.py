@@ -87,6 +87,8 @@ def test_the_best_split_for_a_budget():
     chosen = quality.best_for(table, COSTS, [0.3, 0.6, 0.75, 1.0])
     assert chosen["split"].tolist() == ["0,25", "10,15", "10,15", "25,0"]  # 15,10 is dearer and worse than 10,15
     assert (chosen["share"] <= chosen.index).all()
+    level = quality.best(table.assign(mean=0.5), COSTS, 1.0)
+    assert level["split"] == "0,25"  # of equals the cheapest
     with pytest.raises(ValueError, match=r"budget must be at least 0.3 \(share of the cheapest\), got 0.2"):
         quality.best(table, COSTS, 0.2)
 
