@@ -73,17 +73,6 @@ def test_one_sentence_names_file_key_and_rule(tmp_path, text, message):
         ("07_compression_surface", "rates: [0.5, 1.0]", r"rates\[1\] = 1.0: input should be less than 1"),
         ("07_compression_surface", "min_max_bits: [9]", r"min_max_bits\[0\] = 9: input should be less than or equal"),
         ("07_compression_surface", "link_prompts: [20]", "link_prompts = 20: .* has 20 personal prompts"),
-        (
-            "09_hybrid_sd",
-            'small_first: ["5,19"]',
-            "small_first = '5,19': must sum to num_inference_steps = 25, makes 24",
-        ),
-        ("09_hybrid_sd", 'splits: ["5,20", "10,15", "25,0"]', "splits = .*: must contain '0,25', one denoiser alone"),
-        ("09_hybrid_sd", 'splits: ["five,20", "0,25", "25,0"]', r"splits\[0\] = 'five,20': string should match"),
-        ("09_hybrid_sd", 'thinned: ["4,2,18"]', r"thinned\[0\] = '4,2,18': string should match"),
-        ("09_hybrid_sd", "seeds: [1]", "seeds = .*: list should have at least 2 items"),
-        ("09_hybrid_sd", "solver: pndm", "solver = 'pndm': input should be 'model', 'dpm-solver"),
-        ("09_hybrid_sd", 'codecs: ["zip"]', "codecs = 'zip': "),
     ],
 )
 def test_studies_refuse_what_they_cannot_run(tmp_path, name, text, message):

@@ -270,6 +270,5 @@ STUDIES: dict[str, type[Parameters]] = {
         HiqmParameters,
         CompressionParameters,
         SchedulingParameters,
-        SplitParameters,
     )
 }
