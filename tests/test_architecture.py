@@ -14,7 +14,7 @@ PACKAGE = Path(hybridlib.__file__).parent
 GROUND = {"paths", "files", "noise", "intervals", "runs", "fits", "prompts", "progress", "names"}
 FLOORS = [GROUND, {"codecs"}, {"denoising"}, {"metrics"}, {"study"}]
 FLOORS += [
-    {"hybrid", "compression", "scheduling", "training"},
+    {"hybrid", "compression", "splits", "scheduling", "training"},
     {"figures"},
     {"miniature", "explorer"},
     {"commands"},

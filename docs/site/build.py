@@ -206,6 +206,7 @@ ROOMS = {
     "metrics": "One number an image.",
     "hybrid": "Hybrid inference: grids, HIQM curves and surfaces, planning.",
     "compression": "Latent compression: grids, rates, surfaces.",
+    "splits": "Large and small denoisers share a generation: grids, costs, quality, mixtures.",
     "scheduling.system": "The edge system: servers, tasks, slots, bounds.",
     "scheduling.rules": "Schedulers that do not learn by trial, and our own.",
     "scheduling.learners": "LAD-TS, D2SAC, SAC and DQN.",

@@ -171,5 +171,6 @@ def load_unet(folder: Path, dtype: torch.dtype | None = None) -> UNet2DCondition
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
         narrow(unet, Widths(**{name: tuple(values) for name, values in table.items()}))
-    unet.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"), assign=True)
-    return unet.to(dtype=dtype).eval() if dtype is not None else unet.eval()
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    unet.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+    return unet.eval()

@@ -79,6 +79,11 @@ class DenoiseState:
         history: dict[str, Tensor],
     ) -> DenoiseState:
         """The state of one row of a walk over `trajectory` after `step` updates (`step` > its start)."""
+        if inside := [s for s in trajectory.segments if s.thinning and s.start < step < s.stop]:
+            raise ValueError(
+                f"a state cannot be taken after {step} updates, inside a thinned segment ({inside[0].start} to "
+                f"{inside[0].stop}): it does not carry the outputs that are extrapolated from"
+            )
         segments = tuple(replace(s, stop=min(s.stop, step)) for s in trajectory.segments if s.start < step)
         if not segments:
             raise ValueError(f"a state needs at least one update after step {trajectory.start}, got step {step}")

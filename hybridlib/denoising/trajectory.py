@@ -10,14 +10,16 @@ import math
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .thinning import Thinning
 
 if TYPE_CHECKING:
     from ..codecs import Codec
 
-_OPTIONAL = {"codec", "denoiser"}  # of a segment: told in JSON only where they are not the default
+_OPTIONAL = {"codec", "denoiser", "thinning"}  # of a segment: told in JSON only where they are not the default
 
 
 def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
@@ -40,11 +42,15 @@ class Conditioning(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One step of a trajectory: what steers it, the codec that the latents pass before it, who denoises."""
+    """One step of a trajectory: what steers it, the codec that the latents pass before it, who denoises.
+
+    Where there is a `slope` nobody is asked: the last output plus this many times its last change stands in.
+    """
 
     conditioning: Conditioning
     codec: Codec | None = None
     denoiser: str = ""
+    slope: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class Segment:
     A guidance scale of 1 or less means no guidance: one evaluation a step, the negative prompt is ignored, and 0 and
     1 are the same thing, as in diffusers. Where the latents cross a link to get here, `codec` says how they are coded:
     they are what it decodes when the segment begins. `denoiser` names the model that runs it, among those that the
-    sampler is given; "" is the pipeline's own. Where it changes from one segment to the next is a handoff.
+    sampler is given; "" is the pipeline's own. Where it changes from one segment to the next is a handoff. `thinning`
+    says which steps are extrapolated.
 
     Raises:
         TypeError: if a value is of another type.
@@ -68,6 +75,7 @@ class Segment:
     negative_prompt: str = ""
     codec: Codec | None = None
     denoiser: str = ""
+    thinning: Thinning | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt", "denoiser"):
@@ -77,6 +85,7 @@ class Segment:
         check_type("guidance_scale", self.guidance_scale, Real, "a number")
         if self.codec is not None:
             check_codec(self.codec)
+        check_type("thinning", self.thinning, (Thinning, type(None)), "a Thinning")
         if not 0 <= self.start < self.stop:
             raise ValueError(f"segment needs 0 <= start < stop, got start={self.start}, stop={self.stop}")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
@@ -88,6 +97,24 @@ class Segment:
         if self.guidance_scale > 1:
             return Conditioning(self.prompt, self.negative_prompt, float(self.guidance_scale))
         return Conditioning(self.prompt)
+
+    @property
+    def evaluated(self) -> int:
+        """Steps that are not extrapolated."""
+        steps = self.stop - self.start
+        return steps if self.thinning is None else self.thinning.evaluated(steps)
+
+    def part(self, start: int, stop: int, **changes: Any) -> Segment:
+        """The same between two steps of it.
+
+        Raises:
+            ValueError: if that would cut a thinned segment, whose warm-up would begin anew.
+        """
+        if self.thinning is not None and (start, stop) != (self.start, self.stop):
+            raise ValueError(
+                f"a thinned segment cannot be cut: it runs from {self.start} to {self.stop}, not {start}..{stop}"
+            )
+        return replace(self, start=start, stop=stop, **changes)
 
 
 @dataclass(frozen=True)
@@ -129,27 +156,28 @@ class Trajectory:
     @property
     def nfe(self) -> int:
         """Denoiser evaluations when this trajectory runs alone under a solver that evaluates once an update."""
-        return sum(s.conditioning.nfe * (s.stop - s.start) for s in self.segments)
+        return sum(s.conditioning.nfe * s.evaluated for s in self.segments)
 
     def moves(self) -> Iterator[Move]:
         """Every step from `start` to `stop`."""
         for segment in self.segments:
-            first = Move(segment.conditioning, segment.codec, segment.denoiser)
-            yield first
-            yield from [first._replace(codec=None)] * (segment.stop - segment.start - 1)
+            steps, move = segment.stop - segment.start, Move(segment.conditioning, segment.codec, segment.denoiser)
+            for slope in segment.thinning.slopes(steps) if segment.thinning else repeat(None, steps):
+                yield move._replace(slope=slope)
+                move = move._replace(codec=None)
 
     def with_codec(self, step: int, codec: Codec) -> Trajectory:
         """The same trajectory whose latents pass `codec` after `step` updates, at noise level sigmas[step].
 
         Raises:
-            ValueError: unless start <= step < stop.
+            ValueError: unless start <= step < stop, or if the step lies inside a thinned segment.
         """
         if not self.start <= step < self.stop:
             raise ValueError(f"latents can pass a codec after {self.start}..{self.stop - 1} updates, got {step}")
         segments = []
         for segment in self.segments:
             if segment.start < step < segment.stop:
-                segments += [replace(segment, stop=step), replace(segment, start=step, codec=codec)]
+                segments += [segment.part(segment.start, step), segment.part(step, segment.stop, codec=codec)]
             else:
                 segments.append(replace(segment, codec=codec) if segment.start == step else segment)
         return Trajectory(self.seed, tuple(segments))
@@ -158,7 +186,7 @@ class Trajectory:
         """The same trajectory whose schedule is split between denoisers, each named with its number of updates.
 
         Raises:
-            ValueError: if the parts end before the trajectory does.
+            ValueError: if the parts end before the trajectory does, or cut a thinned segment.
         """
         segments, begin = [], 0
         for name, number in parts:
@@ -167,7 +195,7 @@ class Trajectory:
                 start, stop = max(segment.start, begin), min(segment.stop, end)
                 if start < stop:
                     codec = segment.codec if start == segment.start else None
-                    segments.append(replace(segment, start=start, stop=stop, codec=codec, denoiser=name))
+                    segments.append(segment.part(start, stop, codec=codec, denoiser=name))
             begin = end
         if begin < self.stop:
             raise ValueError(f"the parts end after {begin} updates, the trajectory after {self.stop}")
@@ -179,6 +207,7 @@ class Trajectory:
         for segment in self.segments:
             values = {f.name: getattr(segment, f.name) for f in fields(segment) if f.name not in _OPTIONAL}
             values |= {"codec": segment.codec.specification} if segment.codec else {}
+            values |= {"thinning": segment.thinning.as_json()} if segment.thinning else {}
             segments.append(values | ({"denoiser": segment.denoiser} if segment.denoiser else {}))
         return {"seed": self.seed, "segments": segments}
 
@@ -200,6 +229,8 @@ class Trajectory:
                 from ..codecs import parse
 
                 entry = entry | {"codec": parse(entry["codec"])}
+            if "thinning" in entry:
+                entry = entry | {"thinning": Thinning.from_json(entry["thinning"])}
             segments.append(Segment(**entry))
         return Trajectory(values["seed"], tuple(segments))
 

@@ -19,7 +19,8 @@ class Edge(NamedTuple):
     members: tuple[int, ...]
     codec: Codec | None = None  # that the parent's latents pass first
     denoiser: str = ""
-    nfe: int = 1  # evaluations of the row each time that the denoiser is asked
+    nfe: int = 1  # evaluations of the row at each timestep of the step; none where it is extrapolated
+    slope: float | None = None  # of an extrapolated step, see `trajectory.Move`
 
 
 class DenoiserCost(NamedTuple):
@@ -126,6 +127,11 @@ class Tree:
         return sum(len(level) for level in self.levels)
 
     @property
+    def is_thinned(self) -> bool:
+        """Whether a step is extrapolated."""
+        return any(edge.slope is not None for level in self.levels for edge in level)
+
+    @property
     def denoisers(self) -> list[str]:
         """The name of every denoiser that runs a step, each once, in the order of the steps."""
         return list(dict.fromkeys(edge.denoiser for level in self.levels for edge in level))
@@ -154,5 +160,5 @@ class Tree:
 
 
 def _edge(parent: int, move: Move, members: tuple[int, ...], nfe: Callable[[str, Conditioning], int]) -> Edge:
-    number = nfe(move.denoiser, move.conditioning)
-    return Edge(parent, move.conditioning, members, move.codec, move.denoiser, number)
+    number = nfe(move.denoiser, move.conditioning) if move.slope is None else 0
+    return Edge(parent, move.conditioning, members, move.codec, move.denoiser, number, move.slope)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,13 +78,14 @@ def walk(
     """
     check_walk(tree, denoisers, scheduler, generators, handoff)
     begin_at(scheduler, tree.start)
-    solver = RowSolver(scheduler, len(latents))
+    solver, outputs = RowSolver(scheduler, len(latents)), RowOutputs(tree.is_thinned)
     last = [made_by] * len(latents)
     for updates, level in enumerate(tree.levels, start=tree.start + 1):
         parents = [edge.parent for edge in level]
         if parents != list(range(len(latents))):
             latents = latents[torch.tensor(parents)]
             solver.fork(parents)
+            outputs.fork(parents)
         if handoff == "reset":
             before = [last[parent] for parent in parents]
             solver.restart([i for i, edge in enumerate(level) if before[i] not in (None, edge.denoiser)])
@@ -95,7 +97,8 @@ def walk(
             latents = quantise(latents, [edge.codec for edge in level], seeds)
         timesteps = timesteps_of(scheduler, updates - 1)
         for timestep in timesteps:
-            output = _evaluate(denoisers, latents, timestep, level)
+            ask = functools.partial(_evaluate, denoisers, latents, timestep, level)
+            output = outputs.next([edge.slope for edge in level], ask)
             noise = [twin(generators[tree.seed_of(edge)]) for edge in level] if generators else None
             latents = solver.step(output, timestep, latents, noise)
             for edge, drawn in zip(level, noise or (), strict=False):
@@ -114,10 +117,20 @@ def check_walk(tree: Tree, denoisers: Mapping[str, Denoiser], scheduler: Any, ge
         raise ValueError(f"handoff must be one of {HANDOFFS}, got {handoff!r}")
     if draws_noise(scheduler) and not generators:
         raise ValueError(f"{type(scheduler).__name__} draws noise at every step: generators must say from where")
+    if tree.is_thinned and scheduler.order > 1:
+        raise ValueError(f"{type(scheduler).__name__} evaluates {scheduler.order} times an update: thinning needs one")
 
 
-def _evaluate(denoisers: Mapping[str, Denoiser], latents: Tensor, timestep: Tensor, level: Sequence[Edge]) -> Tensor:
-    """Guided model output of every row from its own denoiser, where and as what the latents are."""
+def _evaluate(
+    denoisers: Mapping[str, Denoiser],
+    latents: Tensor,
+    timestep: Tensor,
+    level: Sequence[Edge],
+    chosen: Sequence[int] | None = None,
+) -> Tensor:
+    """Guided model output of every row, or of the chosen ones, from its own denoiser, where and as the latents are."""
+    if chosen is not None:
+        latents, level = latents[list(chosen)], [level[row] for row in chosen]
     rows_of: dict[str, list[int]] = {}
     for row, edge in enumerate(level):
         rows_of.setdefault(edge.denoiser, []).append(row)
@@ -129,6 +142,39 @@ def _evaluate(denoisers: Mapping[str, Denoiser], latents: Tensor, timestep: Tens
         outputs.append(output.to(latents.device, latents.dtype))
         order += rows
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.tensor(order).argsort()]
+
+
+class RowOutputs:
+    """What thinned rows remember: the last model output of each and how it changed, forked with the row.
+
+    The change is that of the last evaluation, from the output before it, extrapolated or not.
+    """
+
+    def __init__(self, remember: bool) -> None:
+        self._remember = remember
+        self._last: Tensor | None = None
+        self._change: Tensor | None = None
+
+    def fork(self, parents: Sequence[int]) -> None:
+        """Go on with rows that come from these."""
+        if self._last is not None and self._change is not None:
+            self._last, self._change = self._last[list(parents)], self._change[list(parents)]
+
+    def next(self, slopes: Sequence[float | None], evaluate: Callable[..., Tensor]) -> Tensor:
+        """Model output of every row: evaluated where it has no slope, else the last plus slope times its change."""
+        if not self._remember:
+            return evaluate()
+        if self._last is None or self._change is None:  # every thinned segment begins with evaluations
+            self._last = evaluate()
+            self._change = torch.zeros_like(self._last)
+            return self._last
+        factors = torch.tensor([slope or 0.0 for slope in slopes]).to(self._last).view(-1, 1, 1, 1)
+        output = self._last + factors * self._change
+        if asked := [row for row, slope in enumerate(slopes) if slope is None]:
+            output[asked] = evaluate(asked)
+            self._change[asked] = output[asked] - self._last[asked]
+        self._last = output
+        return output
 
 
 class RowSolver:

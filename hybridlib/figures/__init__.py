@@ -15,6 +15,7 @@ from .quality import (
     similarity_matrix,
 )
 from .scheduling import delay_spread, effects, learning_curves, over_load, script_curve, split_map, sweeps
+from .splits import mixture_front, quality_against_compute
 from .style import use_house_style
 
 __all__ = [
@@ -31,10 +32,12 @@ __all__ = [
     "interval_lines",
     "interval_panels",
     "learning_curves",
+    "mixture_front",
     "over_load",
     "parabola_fits",
     "prices",
     "public_candidates",
+    "quality_against_compute",
     "quality_contours",
     "quality_lines",
     "quality_surface",

@@ -52,6 +52,25 @@ def diffusion_model(name: str) -> None:
             raise ValueError(f"{folder} lacks the {'weights of ' if holds.is_dir() else ''}{part}")
 
 
+def small_model(name: str) -> None:
+    """Raise ValueError unless a network of this name is here: a whole model, or a pruned UNet alone."""
+    from ..denoising import compact, models
+
+    folder = Path(models.locate(name)) / "unet"
+    if not (folder / compact.FILE).is_file():
+        diffusion_model(name)
+    elif not _has_weights(folder):
+        raise ValueError(f"{folder} holds no weights")
+
+
+def judge(name: str) -> None:
+    """Raise ValueError unless this judge is shipped or a folder; "" is none."""
+    from ..denoising.models import locate
+
+    if name and not _has_weights(Path(locate(name))):
+        raise ValueError(f"{locate(name)} holds no model.safetensors")
+
+
 def clip_model(name: str) -> None:
     """Raise ValueError unless this CLIP is shipped, a folder, or an architecture whose weights can be had."""
     from ..denoising.models import locate
@@ -103,6 +122,8 @@ def _missing_scores(studies: Mapping[str, Parameters]) -> Iterator[str]:
 def _missing_weights(studies: Mapping[str, Parameters]) -> Iterator[str]:
     checks: dict[str, Callable[[str], None]] = {
         "model": diffusion_model,
+        "small_model": small_model,
+        "judge": judge,
         "clip_model": clip_model,
         "sentence_model": sentence_model,
         "brisque_weights": brisque_weights,

@@ -20,21 +20,6 @@ from torch import Tensor
 from ..denoising.compact import Widths, keep_channels, keep_heads, resnets, transformers, widths_of
 
 SIZES = ("base", "small", "tiny")
-BK_SDM_TINY = {  # the published starting point of Hybrid SD, and BK-SDM's own configuration of that name
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
-    "mid_block_type": None,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
-    "layers_per_block": 1,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-PUBLISHED = Widths(  # Hybrid SD's pruned UNet of 224 M parameters, read from the released weights
-    resnets=(256, 480, 960, 320, 320, 160, 160, 96, 256),
-    self_attention=(8, 4, 6, 6, 8, 8, 4, 8, 8),
-    cross_attention=(8,) * 9,
-)
 
 
 def remove_blocks(unet: UNet2DConditionModel, size: str = "tiny") -> UNet2DConditionModel:

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 
 from hybridlib.denoising import compact
 from hybridlib.denoising.compact import Widths, load_unet, narrow, save_unet, widths_of
-from hybridlib.training.pruning import BK_SDM_TINY, PUBLISHED
+from hybridlib.denoising.published import BK_SDM_TINY, HYBRID_SD_WIDTHS
 
 SMALL = {
     "sample_size": 8,
@@ -39,9 +39,9 @@ def test_published_widths_have_the_published_parameters(embedding, expected):
     with torch.device("meta"):
         unet = UNet2DConditionModel(**BK_SDM_TINY, time_cond_proj_dim=embedding)
     assert parameters(unet) == 323_384_964 + (81_920 if embedding else 0)
-    narrow(unet, PUBLISHED)
+    narrow(unet, HYBRID_SD_WIDTHS)
     assert parameters(unet) == expected
-    assert widths_of(unet) == PUBLISHED
+    assert widths_of(unet) == HYBRID_SD_WIDTHS
 
 
 @pytest.mark.parametrize("cut", ["nothing", "all"])

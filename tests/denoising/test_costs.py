@@ -15,31 +15,11 @@ from factories import random_sd, random_sd3, random_sdxl, random_unet
 from hybridlib.codecs import MinMax
 from hybridlib.denoising.costs import flops_by_denoiser, handover_bytes, parameters, work, work_of
 from hybridlib.denoising.families import collect, denoiser_of
+from hybridlib.denoising.published import BK_SDM_TINY, SD14, SDXL_BASE
 from hybridlib.denoising.sampler import sample
 from hybridlib.denoising.solvers import evaluations, noise_levels
 from hybridlib.denoising.trajectory import Trajectory
 
-SD14 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-TINY = SD14 | {  # BK-SDM-Tiny
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
-    "mid_block_type": None,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
-}
-SDXL_BASE = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 SD3_MEDIUM = {
     "sample_size": 128,
     "in_channels": 16,
@@ -60,12 +40,12 @@ def unet(config):
 
 def test_published_parameter_counts():
     assert round(parameters(unet(SD14)) / 1e6, 2) == 859.52
-    assert parameters(unet(TINY)) == 323_384_964
+    assert parameters(unet(BK_SDM_TINY)) == 323_384_964
     # SDXL report (arXiv 2307.01952), table 1: 2.6 B; KOALA's table: 2,567 M.
     assert round(parameters(unet(SDXL_BASE)) / 1e6) == 2567
 
 
-@pytest.mark.parametrize(("config", "gmacs", "attention"), [(SD14, 338.6, 63), (TINY, 205.0, 38)])
+@pytest.mark.parametrize(("config", "gmacs", "attention"), [(SD14, 338.6, 63), (BK_SDM_TINY, 205.0, 38)])
 def test_published_gmacs_at_64_by_64(config, gmacs, attention):
     arguments = {
         "sample": torch.empty(1, 4, 64, 64, device="meta"),

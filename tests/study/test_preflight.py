@@ -66,6 +66,26 @@ def test_a_sentence_model_without_weights(tmp_path):
     assert told == [f"04_similarity: sentence_model = '{tmp_path}': {tmp_path} holds no model.safetensors"]
 
 
+def test_a_pruned_unet_alone_is_a_small_model(tmp_path):
+    folder = tmp_path / "small" / "unet"
+    folder.mkdir(parents=True)
+    (folder / "widths.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{folder} holds no weights"):
+        preflight.small_model(str(tmp_path / "small"))
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    preflight.small_model(str(tmp_path / "small"))
+    preflight.small_model("mini-sd3")  # a whole pipeline is one, too
+    with pytest.raises(ValueError, match="no miniature model 'mini-nothing'"):
+        preflight.small_model("mini-nothing")
+
+
+def test_a_judge_may_be_none_but_not_missing(tmp_path):
+    preflight.judge("")
+    preflight.judge("mini-judge")
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
+        preflight.judge(str(tmp_path))
+
+
 def test_metric_weights_that_cannot_be_had(monkeypatch):
     from hybridlib.metrics import alignment, fidelity
 

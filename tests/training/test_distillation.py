@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from hybridlib.denoising.compact import narrow
+from hybridlib.denoising.published import HYBRID_SD_WIDTHS
 from hybridlib.training import distillation, loop, pruning
 from hybridlib.training.distillation import Batch, Weights
 from hybridlib.training.loop import Recipe
-from hybridlib.training.pruning import PUBLISHED
 
 SMALL = {
     "sample_size": 8,
@@ -35,7 +35,7 @@ def test_features_have_the_same_shapes_at_the_published_sizes(size):
         teacher = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
         student = pruning.remove_blocks(teacher, size)
         if size == "tiny":
-            narrow(student, PUBLISHED)
+            narrow(student, HYBRID_SD_WIDTHS)
         points = distillation.feature_points(teacher, student)
         inputs = torch.randn(1, 4, 64, 64), torch.zeros(1), torch.randn(1, 77, 768)
         with (

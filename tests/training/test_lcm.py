@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, UNet2DConditionModel
 
 from hybridlib.denoising.compact import Widths, narrow, widths_of
+from hybridlib.denoising.published import BK_SDM_TINY, HYBRID_SD_WIDTHS
 from hybridlib.training import lcm, loop
 from hybridlib.training.distillation import Batch
 from hybridlib.training.loop import Recipe
-from hybridlib.training.pruning import BK_SDM_TINY, PUBLISHED
 
 SMALL = {
     "sample_size": 8,
@@ -51,7 +51,7 @@ def test_boundary_is_that_of_the_lcm_scheduler():
 def test_a_student_begins_as_its_teacher_and_has_the_published_size():
     with torch.device("meta"):
         published = UNet2DConditionModel(**BK_SDM_TINY)
-        narrow(published, PUBLISHED)
+        narrow(published, HYBRID_SD_WIDTHS)
     assert sum(p.numel() for p in lcm.with_guidance_embedding(published).parameters()) == 224_574_596
     teacher = small_unet()
     narrow(teacher, Widths((12, 32, 32, 16, 16, 16), (3, 4, 2), (4, 2, 4)))

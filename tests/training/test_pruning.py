@@ -8,8 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from hybridlib.denoising.compact import widths_of
+from hybridlib.denoising.published import BK_SDM_TINY, HYBRID_SD_WIDTHS
 from hybridlib.training import pruning
-from hybridlib.training.pruning import BK_SDM_TINY, PUBLISHED
 
 SD1 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SMALL = {
@@ -76,10 +76,10 @@ def test_rules_give_the_published_table():
     groups = pruning.groups(unet)
     keep = dict(zip([f"resnet_{i}" for i in range(1, 10)], [0.75] * 3 + [0.25] * 5 + [0.75], strict=True))
     widths = [pruning.kept_size(groups[name], ratio) for name, ratio in keep.items()]
-    assert widths == list(PUBLISHED.resnets)
+    assert widths == list(HYBRID_SD_WIDTHS.resnets)
     heads = [0.25, 0.5, 0.75, 0.75, 0.25, 0.25, 0.5, 0.25, 0.25]
     assert [pruning.kept_size(groups[f"selfattn_{i}"], r) for i, r in enumerate(heads, 1)] == list(
-        PUBLISHED.self_attention
+        HYBRID_SD_WIDTHS.self_attention
     )
 
 

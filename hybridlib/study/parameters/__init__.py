@@ -11,6 +11,7 @@ from .studies import (
     QualityParameters,
     SchedulingParameters,
     SimilarityParameters,
+    SplitParameters,
     SweepParameters,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "SchedulingParameters",
     "Settings",
     "SimilarityParameters",
+    "SplitParameters",
     "SweepParameters",
 ]

@@ -10,6 +10,8 @@ from .base import Index, Parameters, PromptParameters, SamplingParameters, Scale
 
 QuantisationStep = Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]
 NoiseSchedule = Annotated[str, Field(pattern=r"^\d+/\d+(\.\d+)?/(euler|dpm-solver\+\+)$")]  # steps/shift/solver
+Split = Annotated[str, Field(pattern=r"^\d+,\d+$")]  # updates of the large denoiser, of the small one
+ThinnedSplit = Annotated[str, Field(pattern=r"^\d+,\d+,\d+(\.\d+)?,\d+$")]  # EC-Diff's p, k, alpha, s
 Method = Literal["LAD-TS", "D2SAC-B", "D2SAC-A", "SAC-TS", "DQN-TS"]
 
 
@@ -200,6 +202,60 @@ class SchedulingParameters(Parameters):
         for name in ("seeds", "load_seeds", "sweep_seeds", "quirk_seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be different")
+        return self
+
+
+class SplitParameters(SamplingParameters):
+    """Study 09: a generation split between a large and a small denoiser, and mixtures of all savings.
+
+    Splits are "a,b": the large denoiser makes a updates. `budgets` are shares of the multiply-adds of the large one
+    alone; `cloud_speedup` says how much faster the cloud is than this machine, which stands for the edge device.
+    """
+
+    notebook = "09_hybrid_sd"
+
+    model: str = "mini-sd"
+    small_model: str = "mini-sd-small"
+    num_inference_steps: int = Field(25, ge=1, le=1000)
+    solver: Literal["model", "dpm-solver++", "ddim", "lcm"] = "model"
+    handoff: Literal["keep", "reset"] = "keep"
+    guidance_scale: Scale = 7.0
+    clip_model: str = "mini-clip"
+    judge: str = "mini-judge"  # a folder; "" where prompts are not those of the scenes
+    personal_prompts: list[Index] = Field([0, 10], min_length=1)
+    seeds: list[Seed] = Field([1, 2], min_length=2)
+    splits: list[Split] = Field(["0,25", "10,15", "25,0"], min_length=3)
+    small_first: list[Split] = ["10,15"]
+    thinned: list[ThinnedSplit] = ["4,2,0.3,18"]
+    masks: list[Annotated[str, Field(pattern=r"^[LS]+$")]] = []
+    budgets: list[Annotated[float, Field(gt=0, le=1)]] = [0.75, 1.0]
+    megabits_per_second: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field([1.0, 100.0], min_length=1)
+    delay_s: float = Field(0.02, ge=0, allow_inf_nan=False)
+    cloud_speedup: float = Field(10.0, gt=0, allow_inf_nan=False)
+    codecs: list[str] = ["adaptive:1.0,1.0"]
+    public_guidance_scale: Scale = 2.0
+    mixture_common_steps: list[Step] = Field([0, 5], min_length=1)
+    mixture_splits: list[Split] = Field(["0,25", "10,15", "25,0"], min_length=1)
+    mixture_seeds: list[Seed] = Field([1, 2], min_length=2)
+
+    @model_validator(mode="after")
+    def _fits_schedule_and_prompts(self) -> Self:
+        from ...codecs import parse
+
+        self._check_prompts("personal", "personal_prompts")
+        for name in ("splits", "small_first", "mixture_splits"):
+            for split in getattr(self, name):
+                if (total := sum(map(int, split.split(",")))) != self.num_inference_steps:
+                    steps = self.num_inference_steps
+                    raise ValueError(f"{name} = {split!r}: must sum to num_inference_steps = {steps}, makes {total}")
+        for end in (f"{self.num_inference_steps},0", f"0,{self.num_inference_steps}"):
+            if end not in self.splits:
+                raise ValueError(f"splits = {self.splits}: must contain {end!r}, one denoiser alone")
+        for codec in self.codecs:
+            try:
+                parse(codec)
+            except ValueError as error:
+                raise ValueError(f"codecs = {codec!r}: {error}") from None
         return self
 
 
