@@ -130,8 +130,66 @@ def test_what_is_wrong_is_refused(tmp_path):
         small_run(tmp_path / "a", RECIPE._replace(precision="fp8"))
     with pytest.raises(ValueError, match="parts must divide batch_size 8"):
         small_run(tmp_path / "a", RECIPE._replace(parts=3))
+    with pytest.raises(ValueError, match=r"rates must name submodules of the model, got \['head'\]"):
+        fit("rates", small_model(), lambda draw: None, RECIPE, tmp_path, {"head": 2.0})
     with pytest.raises(ValueError, match="loss of step 0 is nan"):
         fit("nan", nn.Linear(1, 1), lambda draw: torch.tensor(math.nan, requires_grad=True), RECIPE, tmp_path)
+
+
+class Turns(nn.Module):
+    """Two players, of whom one learns at a step."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 1), nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def loss(self, step, generator):
+        x = torch.randn(8, 4, generator=generator)
+        player = self.second if step % 3 == 1 else self.first
+        return F.mse_loss(player(x)[:, 0], x.sin().sum(1))
+
+
+def taking_turns(folder, rates, stop_at=None):
+    model = Turns()
+
+    def loss_of(draw):
+        if draw.step == stop_at:
+            raise Stop
+        return {"second" if draw.step % 3 == 1 else "first": model.loss(draw.step, draw.generator)}
+
+    return model, fit("turns", model, loss_of, RECIPE._replace(ema_decay=0.0), folder, rates)
+
+
+def test_parts_that_take_turns_are_optimizers_of_their_own(tmp_path, monkeypatch):
+    """Bit for bit two AdamW of plain torch, each with its own rate and steps; also when killed. One rate differs."""
+    model, history = taking_turns(tmp_path / "whole", {"second": 20.0})
+    expected = Turns()
+    optimizers = [
+        torch.optim.AdamW(part.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
+        for part in (expected.first, expected.second)
+    ]
+    for step in range(RECIPE.steps):
+        second = step % 3 == 1
+        rate = (20.0 if second else 1.0) * RECIPE.learning_rate * loop._schedule(step, RECIPE)
+        optimizer = optimizers[second]
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        expected.loss(step, torch.Generator().manual_seed(RECIPE.seed * 10_000_019 + step)).backward()
+        nn.utils.clip_grad_norm_((expected.second if second else expected.first).parameters(), 1.0)
+        optimizer.step()
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
+    for stop_at in (1, 20):
+        with pytest.raises(Stop):
+            taking_turns(tmp_path / "killed", {"second": 20.0}, stop_at)
+    resumed, _ = taking_turns(tmp_path / "killed", {"second": 20.0})
+    same, _ = taking_turns(tmp_path / "same", {"second": 1.0})
+    for key, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+        assert torch.equal(resumed.state_dict()[key], value), key
+    assert torch.equal(same.first.weight, expected.first.weight)
+    assert not torch.equal(same.second[0].weight, expected.second[0].weight)
+    assert (len(history.terms["first"]), len(history.terms["second"])) == (20, 10)
 
 
 SCRIPT = """
