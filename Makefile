@@ -15,7 +15,7 @@ env: $(VENV)/.installed  ## .venv with the project and its pinned dependencies
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,rl]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,metrics,rl]'
 	@touch $@
 
 reproduce: arguments env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"

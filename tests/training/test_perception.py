@@ -18,7 +18,7 @@ def clip():
 
 
 def formula(first, second, weights):
-    """LPIPS (Zhang et al. 2018, equation 1): channels of unit length, squared differences, weighted, mean over places."""
+    """LPIPS (Zhang et al. 2018, equation 1): channels of unit length, squares, weights, mean over places."""
     total = 0.0
     for a, b, w in zip(first, second, weights, strict=True):
         a, b = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in (a, b))
