@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-NAMES = ["mini-sd3", "mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small", "mini-clip", "mini-judge"]
+NAMES = ["mini-sd3", "mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small"]
+NAMES += ["mini-tiny-vae", "mini-small-vae", "mini-clip", "mini-judge"]
 
 
 def main() -> None:

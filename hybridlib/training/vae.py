@@ -31,7 +31,6 @@ HYBRID_SD = Recipe(  # what the published tiny autoencoder was trained with: two
     betas=(0.9, 0.999),
     precision="no",
 )
-DISCRIMINATOR_RATE = 50.0  # of the autoencoder's learning rate: 5e-4
 SMALL = HYBRID_SD._replace(steps=20_000, learning_rate=5e-5, ema_decay=0.999)  # ours; the published one is not released
 
 
@@ -47,6 +46,7 @@ class Settings(NamedTuple):
 
     cycle: tuple[str, ...] = ("decoder", "encoder", *("discriminator",) * 5)  # whose turn it is, step by step
     discriminator_alone: int = 5000  # steps at first
+    discriminator_rate: float = 50.0  # its learning rate over the autoencoder's: 5e-4 over 1e-5
     attenuation: float = 0.25  # latents are multiplied by 1 - u, u uniform up to this: the decoder adds contrast
     adversarial: float = 0.5  # share of the discriminator's gradient in the decoder's; 0 leaves it out
     pixel: float = 0.0  # weight of the mean squared error, images in [0, 1]; none is published
@@ -190,7 +190,7 @@ def train_tiny(
 ) -> History:
     """Train a tiny autoencoder in place; published runs start from TAESD's weights."""
     loss_of = tiny_loss(teacher, model, pictures_of, distance, settings)
-    return fit("tiny-vae", model, loss_of, recipe, folder, rates={"discriminator": DISCRIMINATOR_RATE})
+    return fit("tiny-vae", model, loss_of, recipe, folder, rates={"discriminator": settings.discriminator_rate})
 
 
 def small_loss(
