@@ -4,6 +4,10 @@ PROFILE ?= miniature
 NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
+EXTRAS := dev,metrics,rl
+PINNED := --quiet --constraint constraints.txt --editable
+# uv installs what pip would, several times quicker; pip reaches indexes that only its own configuration names.
+install = $(RUN) -m uv pip install --python $(RUN) $(PINNED) '.[$(1)]' || $(RUN) -m pip install $(PINNED) '.[$(1)]'
 
 .PHONY: env arguments reproduce test test-slow test-browser lint format notebooks results site bench clean clean-outputs help
 
@@ -14,8 +18,8 @@ env: $(VENV)/.installed  ## .venv with the project and its pinned dependencies
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,metrics,rl]'
+	$(RUN) -m pip install --quiet uv
+	$(call install,$(EXTRAS))
 	@touch $@
 
 reproduce: arguments env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
@@ -36,7 +40,7 @@ test-slow: env $(VENV)/.site  ## the rest: trainings, killed runs, null data, ev
 	$(PYTEST) -m slow
 
 test-browser: env  ## the explorer in JupyterLab, driven in headless Chromium (apt-get install chromium chromium-driver)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(call install,browser)
 	$(RUN) -m pytest -m browser tests/explorer
 
 lint: env  ## ruff and the type checker
@@ -58,7 +62,7 @@ results: env  ## take the tables of a finished miniature-full run into data/resu
 	$(RUN) docs/tables.py
 
 $(VENV)/.site: $(VENV)/.installed
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[site]'
+	$(call install,site)
 	@touch $@
 
 site: env $(VENV)/.site  ## outputs/site/: guides, studies, reference; open index.html, no server needed

@@ -86,7 +86,11 @@ class _Run:
     ) -> None:
         self.path, self.model, self.recipe, self.accelerator = path, model, recipe, accelerator
         self.optimizer = torch.optim.AdamW(
-            _groups(model, rates), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+            _groups(model, rates),
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self.ema = (
             {key: value.detach().clone() for key, value in model.state_dict().items()} if recipe.ema_decay else {}
