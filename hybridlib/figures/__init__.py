@@ -1,6 +1,7 @@
 """The house plot style and the recurring plots. Each function takes results and returns the figure."""
 
 from .charts import cost_bars, interval_lines, interval_panels
+from .compact import decoders, kept_shares, loss_curves, significance
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
 from .prices import front, prices
@@ -21,6 +22,7 @@ __all__ = [
     "bytes_needed",
     "collapse",
     "cost_bars",
+    "decoders",
     "delay_spread",
     "effects",
     "filmstrip",
@@ -30,7 +32,9 @@ __all__ = [
     "image_grid",
     "interval_lines",
     "interval_panels",
+    "kept_shares",
     "learning_curves",
+    "loss_curves",
     "over_load",
     "parabola_fits",
     "prices",
@@ -41,6 +45,7 @@ __all__ = [
     "rate_distortion",
     "schedule_curves",
     "script_curve",
+    "significance",
     "similarity_histogram",
     "similarity_matrix",
     "split_map",
