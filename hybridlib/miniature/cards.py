@@ -140,8 +140,8 @@ def _decode_times(path: Path) -> list[str]:
         "",
         f"Decoding takes {times['own ms']:.2f} ms of processor time an image where mini-sd3's decoder takes "
         f"{times['mini-sd3 ms']:.2f}: {times['times faster']:.1f} times faster, quartiles "
-        f"{times['lower quartile']:.1f} and {times['upper quartile']:.1f}. One thread, batches of 8, both in turn in one run, each in the memory "
-        "format in which it is faster.",
+        f"{times['lower quartile']:.1f} and {times['upper quartile']:.1f}. One thread, batches of 8, both in turn in "
+        "one run, each in the memory format in which it is faster.",
         "",
     ]
 

@@ -6,21 +6,27 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from ..denoising.costs import parameters
 from ..metrics.alignment import ClipAlignment
 from ..paths import MODELS
-from ..training import decoders, perception
+from ..training import decoders, perception, sizes
 from ..training import vae as training
 from ..training.discriminator import Discriminator
 from ..training.loop import Draw, History, Recipe
 from ..training.vae import Pictures, Settings, TinyTraining
 from .corpus import corpus
 from .scenes import render, sample_scenes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
 
 TINY = Recipe(steps=2400, batch_size=16, learning_rate=3e-3, seed=41, ema_decay=0.995, warmup_steps=50)
 TINY_SETTINGS = Settings(
@@ -36,6 +42,7 @@ TINY_SETTINGS = Settings(
 SMALL = Recipe(steps=1200, batch_size=16, learning_rate=1e-3, seed=42, ema_decay=0.995, warmup_steps=50)
 SMALL_KEEP = 0.5  # three quarters, as published, would leave the last stage whole: 12 of 16 channels in 8 groups
 TIMED_IMAGES, TIMED_ROUNDS = 8, 15
+NAMES = ("mini-sd3", "mini-small-vae", "mini-tiny-vae")  # of autoencoders, the widest first
 
 
 class Trained(NamedTuple):
@@ -168,3 +175,30 @@ def _shift(vae: Any) -> float:
 def _psnr(first: Tensor, second: Tensor) -> Tensor:
     first, second = ((x / 2 + 0.5).clamp(0, 1) for x in (first, second))
     return -10 * (first - second).square().mean(dim=(1, 2, 3)).log10()
+
+
+def table(scenes: int, rounds: int) -> pd.DataFrame:
+    """Fidelity, decoding time and memory of the three autoencoders that share latents, as they ship."""
+    import pandas as pd
+
+    rows = []
+    for name in NAMES:
+        vae = shipped(name)
+        fidelity, times = quality(vae, scenes), decode_times(vae, rounds)
+        latents = torch.zeros(1, 16, 8, 8)
+        row = {"model": name, "parameters": parameters(vae), "decoder_parameters": parameters(vae.decoder)}
+        row |= dict(zip(("psnr", "psnr_to_original", "psnr_alone"), fidelity.values(), strict=True))
+        row |= {"decode_ms": times["own ms"], "times_faster": times["times faster"]}
+        row |= {"lower_quartile": times["lower quartile"], "upper_quartile": times["upper quartile"]}
+        peak = sizes.peak_bytes(lambda vae=vae, latents=latents: vae.decode(latents), vae)  # type: ignore[misc]
+        rows.append({**row, "peak_kib": peak / 1024})
+    return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def pictures(count: int, seed: int = 900_011) -> dict[str, list[Image]]:
+    """Held-out scenes, and what each autoencoder decodes from the latents of mini-sd3."""
+    original, images = teacher(), 2 * render(sample_scenes(count, seed)) - 1
+    latents = (original.encode(images).latent_dist.mean - _shift(original)) * original.config.scaling_factor
+    rows = {"scene": images} | {name: decode(shipped(name), latents) for name in NAMES}
+    return {name: VaeImageProcessor().postprocess(pixels, "pil") for name, pixels in rows.items()}

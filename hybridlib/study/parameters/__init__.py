@@ -4,6 +4,7 @@ from .base import Parameters, PromptParameters, SamplingParameters, Settings, cl
 from .studies import (
     STUDIES,
     AlignmentParameters,
+    CompactModelsParameters,
     CompressionParameters,
     FidelityParameters,
     FiguresParameters,
@@ -17,6 +18,7 @@ from .studies import (
 __all__ = [
     "STUDIES",
     "AlignmentParameters",
+    "CompactModelsParameters",
     "CompressionParameters",
     "FidelityParameters",
     "FiguresParameters",
