@@ -34,7 +34,7 @@ COCO = {
         {"id": 30, "image_id": 9, "caption": "a red ring on sand \n"},
         {"id": 12, "image_id": 4, "caption": "a second caption"},
         {"id": 11, "image_id": 4, "caption": "a blue star on grass"},
-        {"id": 13, "image_id": 7, "caption": " a green disc"},
+        {"id": 13, "image_id": 7, "caption": " a green circle"},
     ],
 }
 
@@ -62,7 +62,7 @@ def test_shipped_protocols_are_valid(name):
 def test_captions_of_coco_are_the_first_of_each_image(coco):
     expected = [
         Caption("val_000004", "a blue star on grass"),
-        Caption("val_000007", "a green disc"),
+        Caption("val_000007", "a green circle"),
         Caption("val_000009", "a red ring on sand"),
     ]
     assert protocols.read_captions(coco[0], 3) == expected
@@ -136,7 +136,7 @@ def test_a_whole_run_and_what_is_there_is_not_made_again(coco, tmp_path, monkeyp
     images = sorted((tmp_path / "out" / "images").iterdir())
     assert [path.name for path in images] == ["val_000004.png", "val_000007.png", "val_000009.png"]
     clip = ClipAlignment.load("mini-clip")
-    texts = ["a blue star on grass", "a green disc", "a red ring on sand"]
+    texts = ["a blue star on grass", "a green circle", "a red ring on sand"]
     ours = [Image.open(path).convert("RGB") for path in images]
     assert table.clip_score.item() == pytest.approx(clip.score(ours, texts).mean(), abs=1e-6)
     real = [Image.open(coco[1] / f"{path.stem}.jpg").resize((64, 64)) for path in images]
