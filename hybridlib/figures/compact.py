@@ -92,13 +92,12 @@ def decoders(table: pd.DataFrame, title: str = "") -> Figure:
     """
     figure, ax = plt.subplots(figsize=(5.4, 3.4))
     largest = table.decoder_parameters.max()
-    for row in table.itertuples():
-        ax.scatter(row.decode_ms, row.psnr, s=60 + 420 * row.decoder_parameters / largest, alpha=0.75, zorder=3)
-        text = f"{row.model}\n{row.decoder_parameters / 1e3:,.0f} k in the decoder"
-        ax.annotate(
-            text, (row.decode_ms, row.psnr), xytext=(0, -17), textcoords="offset points", fontsize=8.5, color=INK,
-            ha="center", va="top",
-        )  # fmt: skip
+    columns = (table[name] for name in ("model", "decode_ms", "psnr", "decoder_parameters"))
+    for model, milliseconds, psnr, size in zip(*columns, strict=True):
+        ax.scatter(milliseconds, psnr, s=60 + 420 * size / largest, alpha=0.75, zorder=3)
+        text = f"{model}\n{size / 1e3:,.0f} k in the decoder"
+        place = {"xytext": (0, -17), "textcoords": "offset points", "ha": "center", "va": "top"}
+        ax.annotate(text, (milliseconds, psnr), fontsize=8.5, color=INK, **place)
     ax.set(xlabel="decoding, ms of processor time an image", ylabel="PSNR of the latents' scene (dB)", xlim=(0, None))
     ax.margins(0.25)
     ax.set_xlim(0, ax.get_xlim()[1])

@@ -47,12 +47,12 @@ def generate(
     suffix = ".jpg" if protocol.jpeg_quality else ".png"
     paths = [out / f"{caption.name}{suffix}" for caption in captions]
     todo = [i for i, path in enumerate(paths) if not path.is_file()]
-    size = {"height": protocol.image_size, "width": protocol.image_size}
+    options |= {"num_inference_steps": protocol.num_inference_steps, "batch_size": 2 * protocol.batch_size}
+    options |= {"height": protocol.image_size, "width": protocol.image_size}
     for first in range(0, len(todo), protocol.batch_size):
         batch = todo[first : first + protocol.batch_size]
         trajectories = [(trajectory_of or plain)(captions[i], protocol.seed + i) for i in batch]
-        steps = {"num_inference_steps": protocol.num_inference_steps, "batch_size": 2 * protocol.batch_size}
-        images = sample(pipeline, trajectories, **steps, **size, **options).images()
+        images = sample(pipeline, trajectories, **options).images()
         for i, image in zip(batch, images, strict=True):
             write_atomically(paths[i], prepared(image, protocol)[0])
     return paths
@@ -157,8 +157,7 @@ def evaluate(
     if protocol.task == "reconstruction":
         real, images = reconstruct(load(model).vae, folder, protocol, out)
         table = scores(images, real, protocol, inception=inception)
-        pairs = ([read_image(path) for path in paths] for paths in (images, real))
-        table["psnr"] = float(psnr(*pairs).mean())
+        table["psnr"] = float(psnr([read_image(path) for path in images], [read_image(path) for path in real]).mean())
     else:
         if captions is None:
             raise ValueError("captions must be given for a text-to-image protocol, got None")

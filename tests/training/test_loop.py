@@ -41,7 +41,9 @@ def small_run(folder, recipe=RECIPE, stop_at=None, model=None):
 def by_hand(recipe):
     """The same training in plain torch, as the models that ship were trained before accelerate came in."""
     model = small_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     ema = {key: value.clone() for key, value in model.state_dict().items()}
     losses = []
     for step in range(recipe.steps):
@@ -166,7 +168,7 @@ def test_parts_that_take_turns_are_optimizers_of_their_own(tmp_path, monkeypatch
     model, history = taking_turns(tmp_path / "whole", {"second": 20.0})
     expected = Turns()
     optimizers = [
-        torch.optim.AdamW(part.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
+        torch.optim.AdamW(part.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         for part in (expected.first, expected.second)
     ]
     for step in range(RECIPE.steps):
