@@ -44,6 +44,7 @@ BEST = {
     "06_hiqm_fit": Best("figures.collapse(", "The noise level at the handover explains"),
     "07_compression_surface": Best("figures.bytes_needed(", "Latents are cheap to send"),
     "08_lad_ts": Best("figures.front(", "The order LAD-TS"),
+    "10_compact_models": Best("figures.kept_shares(", "The published sizes follow"),
 }
 
 

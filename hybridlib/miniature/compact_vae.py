@@ -152,7 +152,7 @@ def decode_times(vae: Any, rounds: int = TIMED_ROUNDS) -> dict[str, float]:
     return dict(zip(names, (base, own, middle, low, high), strict=True))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would leave weights behind that can no longer be trained
 def _fastest(vae: Any, rounds: int) -> list[float]:
     """Processor seconds of each round, in the faster memory format."""
     runs = []
