@@ -120,15 +120,16 @@ def prepared(image: Image, protocol: Protocol, real: bool = False) -> tuple[byte
     again. A real one is resized from what it is, and stored as the generated ones are.
     """
     from PIL import Image as Pillow
-    from PIL import ImageOps
 
     size, bicubic = (protocol.compared_size,) * 2, Pillow.Resampling.BICUBIC
     image = image.convert("RGB")
     if protocol.jpeg_quality and not real:
         image = Pillow.open(BytesIO(_stored(image, protocol)[0]))
-    if real and protocol.reference_fit == "crop":
-        image = ImageOps.fit(image, size, bicubic)
-    elif image.size != size:
+    if real and protocol.reference_fit == "crop":  # before resizing, so that nothing outside bleeds in
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        image = image.crop((left, top, left + side, top + side))
+    if image.size != size:
         image = image.resize(size, bicubic)
     return _stored(image, protocol)
 
