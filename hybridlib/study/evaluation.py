@@ -98,7 +98,7 @@ def reconstruct(vae: Any, folder: Path, protocol: Protocol, out: Path) -> tuple[
     for original, path in zip(originals, paths, strict=True):
         if path.is_file():
             continue
-        pixels = torch.from_numpy(np.asarray(read_image(original))).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = torch.from_numpy(np.array(read_image(original))).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.inference_mode():
             encoded = vae.encode(pixels.to(vae.device, vae.dtype))
             latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
