@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Generator, Tensor, nn
 
+from ..files import read_image
 from .discriminator import Discriminator, hinge
 from .loop import Draw, History, LossOf, Recipe, fit
 from .perception import Distance
@@ -70,6 +71,28 @@ class TinyTraining(nn.Module):
     def __init__(self, vae: AutoencoderTiny, discriminator: Discriminator) -> None:
         super().__init__()
         self.vae, self.discriminator = vae, discriminator
+
+
+def pictures_in(folder: Path, size: int) -> Callable[[Draw], Pictures]:
+    """Random images of a folder and those below: the shorter side resized to `size` pixels, the centre cropped.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not paths:
+        raise ValueError(f"folder = {folder}: there are no images in it")
+
+    def pictures_of(draw: Draw) -> Pictures:
+        rows = torch.randint(len(paths), (draw.size,), generator=draw.generator).tolist()
+        found = (resize(read_image(paths[row]), size, InterpolationMode.BICUBIC) for row in rows)
+        images = torch.stack([pil_to_tensor(center_crop(image, [size, size])) for image in found])
+        return Pictures(images.to(draw.device).float() / 127.5 - 1)
+
+    return pictures_of
 
 
 def encode(vae: AutoencoderKL, images: Tensor, generator: Generator) -> Tensor:

@@ -188,6 +188,27 @@ def test_small_decoder_comes_back_to_the_original(teacher, tmp_path):
     assert {term: value.item() for term, value in terms.items()} == {"pixel": 0.0, "perceptual": 0.0}
 
 
+def test_pictures_of_a_folder_are_its_centres(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "below").mkdir()
+    for name, size in (("a.png", (48, 32)), ("below/b.jpg", (16, 40))):
+        image = Image.new("RGB", size, (0, 0, 255))
+        image.paste((255, 0, 0), (size[0] // 2 - 2, size[1] // 2 - 2, size[0] // 2 + 2, size[1] // 2 + 2))
+        image.save(tmp_path / name, quality=100)
+    images = vae.pictures_in(tmp_path, 16)(drawn(0, rows=20)).images
+    assert images.shape == (20, 3, 16, 16)
+    assert images.abs().max() <= 1.0
+    assert len({image.sum().item() for image in images}) == 2  # both are drawn
+    assert (images[:, 0, 7:9, 7:9] > 0.9).all()  # red in the middle
+    assert (images[:, 0, 0, 0] < -0.9).all()
+    again = vae.pictures_in(tmp_path, 16)(drawn(0, rows=20)).images
+    assert torch.equal(images, again)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there are no images"):
+        vae.pictures_in(tmp_path / "empty", 16)
+
+
 def test_what_does_not_fit_is_refused(teacher):
     with pytest.raises(ValueError, match="cycle must be of"):
         vae.tiny_loss(teacher, student(), pictures_of, DISTANCE, Settings(cycle=("decoder", "critic")))
