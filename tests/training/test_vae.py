@@ -200,8 +200,8 @@ def test_pictures_of_a_folder_are_its_centres(tmp_path):
     assert images.shape == (20, 3, 16, 16)
     assert images.abs().max() <= 1.0
     assert len({image.sum().item() for image in images}) == 2  # both are drawn
-    assert (images[:, 0, 7:9, 7:9] > 0.9).all()  # red in the middle
-    assert (images[:, 0, 0, 0] < -0.9).all()
+    assert (images[:, 0, 7:9, 7:9] > 0.7).all()  # red in the middle, blurred by the smaller size
+    assert (images[:, 0, 0, 0] < -0.9).all()  # blue at the edge
     again = vae.pictures_in(tmp_path, 16)(drawn(0, rows=20)).images
     assert torch.equal(images, again)
     (tmp_path / "empty").mkdir()
