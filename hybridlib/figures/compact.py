@@ -96,8 +96,16 @@ def decoders(table: pd.DataFrame, title: str = "") -> Figure:
     for model, milliseconds, psnr, size in zip(*columns, strict=True):
         ax.scatter(milliseconds, psnr, s=60 + 420 * size / largest, alpha=0.75, zorder=3)
         text = f"{model}\n{size / 1e3:,.0f} k in the decoder"
-        place = {"xytext": (0, -17), "textcoords": "offset points", "ha": "center", "va": "top"}
-        ax.annotate(text, (milliseconds, psnr), fontsize=8.5, color=INK, **place)
+        ax.annotate(
+            text,
+            (milliseconds, psnr),
+            (0, -17),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=INK,
+            ha="center",
+            va="top",
+        )
     ax.set(xlabel="decoding, ms of processor time an image", ylabel="PSNR of the latents' scene (dB)", xlim=(0, None))
     ax.margins(0.25)
     ax.set_xlim(0, ax.get_xlim()[1])

@@ -86,7 +86,7 @@ def decoder_table(autoencoders: dict[str, Any], image_size: int, dtype: torch.dt
     for name, vae in autoencoders.items():
         side = image_size // 2 ** (len(vae.config.block_out_channels) - 1)
         latents = torch.empty(1, vae.config.latent_channels, side, side, device="meta", dtype=dtype)
-        model = vae.to(dtype=dtype).eval()
+        model = nn.Module.to(vae, dtype=dtype).eval()  # diffusers' own method warns of layers that these have not
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.decode(latents)
         counts = counter.get_flop_counts()["Global"]
