@@ -202,32 +202,40 @@ from hybridlib.training.loop import Recipe, fit
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
 recipe = Recipe(steps=6, batch_size=8, learning_rate=1e-2, parts=4, warmup_steps=0, precision=sys.argv[2])
+turns = sys.argv[3] == "turns"
 def loss_of(draw):
     x = torch.randn(draw.size, 4, generator=draw.generator)
-    return (model(x)[:, 0] - x.sin().sum(1)).square().mean()
-fit("shared", model, loss_of, recipe, Path(sys.argv[1]))
+    first = model[0](x).detach() if turns and draw.step % 2 else model[0](x)  # then only the last layer learns
+    return (model[2](model[1](first))[:, 0] - x.sin().sum(1)).square().mean()
+fit("shared", model, loss_of, recipe, Path(sys.argv[1]), {"2": 3.0} if turns else {})
 """
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_parts_of_a_batch(tmp_path):
-    """Equal to one process that accumulates; 1e-6 covers the order of sums. bf16 must differ: the control."""
+    """Equal to one process that accumulates, also where parts of the model take turns; 1e-6 covers the order of sums.
+    bf16 must differ: the control."""
     from safetensors.torch import load_file
 
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, command, precision in (
-        ("one", [sys.executable], "no"),
-        ("two", launch, "no"),
-        ("bf16", [sys.executable], "bf16"),
+    for name, command, precision, turns in (
+        ("one", [sys.executable], "no", "all"),
+        ("two", launch, "no", "all"),
+        ("bf16", [sys.executable], "bf16", "all"),
+        ("one in turns", [sys.executable], "no", "turns"),
+        ("two in turns", launch, "no", "turns"),
     ):
-        arguments = [*command, str(script), str(tmp_path / name), precision]
+        arguments = [*command, str(script), str(tmp_path / name), precision, turns]
         ran = subprocess.run(arguments, capture_output=True, text=True, env=_environment())
         assert ran.returncode == 0, ran.stderr
-    one, two, bf16 = (load_file(tmp_path / name / "shared.safetensors") for name in ("one", "two", "bf16"))
-    torch.testing.assert_close(two["ema.0.weight"], one["ema.0.weight"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(two["curve.loss"], one["curve.loss"], rtol=1e-5, atol=0)
+    names = ("one", "two", "bf16", "one in turns", "two in turns")
+    one, two, bf16, alone, together = (load_file(tmp_path / name / "shared.safetensors") for name in names)
+    for single, pair in ((one, two), (alone, together)):
+        torch.testing.assert_close(pair["ema.0.weight"], single["ema.0.weight"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(pair["curve.loss"], single["curve.loss"], rtol=1e-5, atol=0)
+    assert (alone["ema.0.weight"] - one["ema.0.weight"]).abs().max() > 1e-4
     assert (bf16["ema.0.weight"] - one["ema.0.weight"]).abs().max() > 1e-5
 
 
