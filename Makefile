@@ -4,7 +4,7 @@ PROFILE ?= miniature
 NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
-EXTRAS := dev,rl
+EXTRAS := dev,metrics,rl
 PINNED := --quiet --constraint constraints.txt --editable
 # uv installs what pip would, several times quicker; pip reaches indexes that only its own configuration names.
 install = $(RUN) -m uv pip install --python $(RUN) $(PINNED) '.[$(1)]' || $(RUN) -m pip install $(PINNED) '.[$(1)]'

@@ -77,3 +77,34 @@ def test_tables_show_long_sentences_whole():
         assert sentence not in pd.DataFrame({"claim": [sentence]})._repr_html_()
         figures.use_house_style()
         assert sentence in pd.DataFrame({"claim": [sentence]})._repr_html_()
+
+
+def test_significance_ranks_groups_and_tells_what_they_keep():
+    scores = {"resnet_1": 3.0, "selfattn_1": 1.0, "crossattn_1": 2.0}
+    ax = figures.significance(scores, {"resnet_1": 0.75, "selfattn_1": 0.25}).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == [1.0, 2.0, 3.0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["self-attention 1", "cross-attention 1", "residual block 1"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["keeps 1/4", "keeps 3/4", "kept whole"]
+
+
+def test_loss_curves_show_positive_terms_over_their_steps():
+    runs = {"a": {"task": [2.0, 1.0], "adversarial": [0.5, -0.1]}, "b": {"loss": [1.0, 0.5, 0.2, 0.1]}}
+    axes = figures.loss_curves(runs, {"a": 100, "b": 8}).axes
+    assert [len(ax.lines) for ax in axes] == [1, 1]
+    assert axes[0].lines[0].get_xdata().tolist() == [25.0, 75.0]
+    assert axes[1].lines[0].get_xdata().tolist() == [1.0, 3.0, 5.0, 7.0]
+
+
+def test_kept_shares_and_decoders():
+    table = pd.DataFrame({"kind": ["width"] * 2 + ["heads"], "block": [1, 2, 1], "kept": [0.5, 1.0, 0.75]})
+    axes = figures.kept_shares({"published": table, "ours": table}).axes
+    assert [len(ax.lines) for ax in axes] == [2, 2]
+    assert axes[0].lines[1].get_ydata().tolist() == [0.5, 1.0]
+    rows = {
+        "model": ["large", "tiny"],
+        "decode_ms": [10.0, 2.0],
+        "psnr": [30.0, 27.0],
+        "decoder_parameters": [9e5, 1e4],
+    }
+    ax = figures.decoders(pd.DataFrame(rows)).axes[0]
+    assert [c.get_offsets().tolist() for c in ax.collections] == [[[10.0, 30.0]], [[2.0, 27.0]]]

@@ -1,6 +1,7 @@
 """The house plot style and the recurring plots. Each function takes results and returns the figure."""
 
 from .charts import cost_bars, interval_lines, interval_panels
+from .compact import decoders, kept_shares, loss_curves, significance
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
 from .prices import front, prices
@@ -22,6 +23,7 @@ __all__ = [
     "bytes_needed",
     "collapse",
     "cost_bars",
+    "decoders",
     "delay_spread",
     "effects",
     "filmstrip",
@@ -31,7 +33,9 @@ __all__ = [
     "image_grid",
     "interval_lines",
     "interval_panels",
+    "kept_shares",
     "learning_curves",
+    "loss_curves",
     "mixture_front",
     "over_load",
     "parabola_fits",
@@ -44,6 +48,7 @@ __all__ = [
     "rate_distortion",
     "schedule_curves",
     "script_curve",
+    "significance",
     "similarity_histogram",
     "similarity_matrix",
     "split_map",

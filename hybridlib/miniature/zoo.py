@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from ..denoising.models import load
 from ..files import write_atomically
 from ..noise import initial_noise
 from ..paths import MODELS, OUTPUTS
+from ..training import decoders
 from ..training.loop import History, Recipe
-from . import clip, diffusion, sd, students, vae
+from . import clip, compact_vae, diffusion, sd, students, vae
 from .judge import Judge, Reading, accuracy, arrangement_correct, objects_correct
 from .judge import train as train_judge
 from .scenes import COLOURS, SHAPES, SIZES, Scenes, captions, contradict, sample_scenes
 
 RUNS = OUTPUTS / "training"
+COMPACT_VAES = ("mini-tiny-vae", "mini-small-vae")
 SD_FAMILY = ("mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small")
 AGAINST = "guidance 8 against a negative prompt"
 
@@ -72,6 +75,29 @@ def _ship_unet(name: str, made: students.Made) -> Path:
     return folder
 
 
+def train_mini_tiny_vae() -> Path:
+    """Train and ship the tiny autoencoder, and time it."""
+    made = compact_vae.train_tiny(RUNS)
+    return _ship_vae("mini-tiny-vae", made, lambda folder: made.vae.save_pretrained(folder, safe_serialization=True))
+
+
+def train_mini_small_vae() -> Path:
+    """Prune and finetune the decoder of mini-sd3's autoencoder, ship and time it."""
+    made = compact_vae.train_small(RUNS)
+    return _ship_vae("mini-small-vae", made, lambda folder: decoders.save(made.vae, folder))
+
+
+def _ship_vae(name: str, made: compact_vae.Trained, save: Callable[[Path], None]) -> Path:
+    folder = MODELS / name
+    times = compact_vae.decode_times(made.vae)
+    made.vae.to(memory_format=torch.contiguous_format).half()
+    save(folder)
+    _write_training(folder, {name.removeprefix("mini-"): (made.recipe, made.history)})
+    rounded = {key: round(value, 3) for key, value in times.items()}
+    write_atomically(folder / "decode_times.json", (json.dumps(rounded, indent=1) + "\n").encode())
+    return folder
+
+
 def train_mini_clip() -> Path:
     """Train and ship the open_clip alignment model."""
     model, history = clip.train(RUNS)
@@ -101,6 +127,8 @@ TRAINERS = {
     "mini-sd-small": train_mini_sd_small,
     "mini-lcm": train_mini_lcm,
     "mini-lcm-small": train_mini_lcm_small,
+    "mini-tiny-vae": train_mini_tiny_vae,
+    "mini-small-vae": train_mini_small_vae,
     "mini-clip": train_mini_clip,
     "mini-judge": train_mini_judge,
 }
@@ -124,6 +152,9 @@ def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float
     for name in SD_FAMILY:
         if (MODELS / name).is_dir():
             results[name] = sd_quality(students.shipped(name), judge, images)
+    for name in COMPACT_VAES:
+        if (MODELS / name).is_dir():
+            results[name] = compact_vae.quality(compact_vae.shipped(name))
     for name, figures in results.items() if write else ():
         write_atomically(MODELS / name / "evaluation.json", (json.dumps(figures, indent=1) + "\n").encode())
     return results
@@ -221,6 +252,7 @@ def _write_training(folder: Path, runs: dict[str, tuple[Recipe, History]]) -> No
             "recipe": recipe._asdict(),
             "seconds": round(history.seconds),
             "losses": [round(x, 5) for x in history.losses],
+            "terms": {term: [round(x, 5) for x in curve] for term, curve in history.terms.items()},
         }
         for name, (recipe, history) in runs.items()
     }

@@ -1,1 +1,1 @@
-"""Training: one loop, noise assignment, pruning, distillation, VAEs."""
+"""Training: one loop, noise assignment, pruning, distillation, autoencoders."""

@@ -13,10 +13,11 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -80,11 +81,16 @@ class _Objective(nn.Module):
 class _Run:
     """Weights, their average, optimizer and records of one training, and their checkpoint."""
 
-    def __init__(self, path: Path, model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(
+        self, path: Path, model: nn.Module, recipe: Recipe, accelerator: Accelerator, rates: Mapping[str, float]
+    ) -> None:
         self.path, self.model, self.recipe, self.accelerator = path, model, recipe, accelerator
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            _groups(model, rates),
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self.ema = (
             {key: value.detach().clone() for key, value in model.state_dict().items()} if recipe.ema_decay else {}
@@ -153,7 +159,14 @@ class _Run:
         self.step, self.seconds = facts["step"], facts["seconds"]
 
 
-def fit(name: str, model: nn.Module, loss_of: LossOf, recipe: Recipe, folder: Path) -> History:
+def fit(
+    name: str,
+    model: nn.Module,
+    loss_of: LossOf,
+    recipe: Recipe,
+    folder: Path,
+    rates: Mapping[str, float] = MappingProxyType({}),
+) -> History:
     """Minimise `loss_of(draw)` over the parameters of `model` that need gradients, and leave the average in it.
 
     The generator of a draw is seeded by (recipe.seed, step, part), so a run killed at any moment and started again
@@ -161,15 +174,20 @@ def fit(name: str, model: nn.Module, loss_of: LossOf, recipe: Recipe, folder: Pa
     second call after the last step returns at once. Under `accelerate launch` the processes share the parts of a
     batch; with the same parts, their number changes results by float rounding alone.
 
+    Parts of a model may take turns, as an autoencoder and its discriminator do: AdamW leaves alone, moments and all,
+    whatever the loss of a step gives no gradient. So several alternating optimizers are one, with `rates`.
+
     Args:
         loss_of: the loss, or its weighted terms by name, of which the sum is minimised.
+        rates: factors on the learning rate, by name of a submodule. Parts take turns only if this is given.
 
     Raises:
-        ValueError: if the recipe is impossible, the checkpoint was written by another recipe, or a loss is not finite.
+        ValueError: if the recipe is impossible, the model has no such submodule, the checkpoint was written by another
+            recipe, or a loss is not finite.
     """
-    accelerator = _accelerator(recipe)
+    accelerator = _accelerator(recipe, taking_turns=bool(rates))
     model.to(accelerator.device)
-    run = _Run(folder / f"{name}.safetensors", model, recipe, accelerator)
+    run = _Run(folder / f"{name}.safetensors", model, recipe, accelerator, rates)
     objective, optimizer = accelerator.prepare(_Objective(model, loss_of), run.optimizer)
     run.resume()
     accelerator.wait_for_everyone()  # nobody writes a checkpoint while another process still looks for one
@@ -177,7 +195,7 @@ def fit(name: str, model: nn.Module, loss_of: LossOf, recipe: Recipe, folder: Pa
     model.train()
     for step in _progress(name, run):
         for group in run.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(step, recipe)
+            group["lr"] = group["rate"] * recipe.learning_rate * _schedule(step, recipe)
         optimizer.zero_grad(set_to_none=True)
         terms = _gradients(objective, accelerator, recipe, step)
         accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
@@ -195,14 +213,29 @@ def fit(name: str, model: nn.Module, loss_of: LossOf, recipe: Recipe, folder: Pa
     return History(means.pop("loss"), run.seconds + time.monotonic() - began, means)
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
+def _groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The parameters that learn, those of one rate together."""
+    submodules = {name for name, _ in model.named_modules()}
+    if unknown := sorted(rates.keys() - submodules):
+        raise ValueError(f"rates must name submodules of the model, got {unknown}")
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = next((rate for part, rate in rates.items() if name.startswith(f"{part}.")), 1.0)
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
+
+
+def _accelerator(recipe: Recipe, taking_turns: bool) -> Accelerator:
     for field, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
         if (value := getattr(recipe, field)) not in allowed:
             raise ValueError(f"{field} must be one of {allowed}, got {value!r}")
     precision = recipe.precision
     if precision == "native":
         precision = "bf16" if _multiplies_bf16() else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    # Several processes wait for each other's gradients, also of a part whose turn it is not, unless told to look.
+    look = [DistributedDataParallelKwargs(find_unused_parameters=True)] if taking_turns else []
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=look)
     if recipe.parts % accelerator.num_processes or recipe.batch_size % recipe.parts:
         raise ValueError(
             f"parts must divide batch_size {recipe.batch_size} and be a multiple of the number of processes "

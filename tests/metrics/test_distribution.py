@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from hybridlib.metrics.distribution import frechet_distance
+from hybridlib.metrics.distribution import cmmd, frechet_distance
 
 
 def textbook(a, b):
@@ -45,3 +45,40 @@ def test_bad_features_are_refused():
             frechet_distance(good, bad)
     with pytest.raises(ValueError, match="first must be finite"):
         frechet_distance(np.full((4, 3), np.nan), good)
+
+
+def by_loop(a, b, bandwidth=10.0):
+    """Gretton et al. 2012, equation 5, pair by pair."""
+
+    def kernel(x, y):
+        return np.mean([[np.exp(-np.square(p - q).sum() / (2 * bandwidth**2)) for q in y] for p in x])
+
+    return 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+
+
+@pytest.mark.parametrize("block", [3, 4096])
+def test_cmmd_is_the_sum_over_pairs(block):
+    generator = np.random.default_rng(2)
+    a, b = generator.normal(size=(17, 6)), generator.normal(size=(11, 6)) + 0.7
+    assert cmmd(a, b, block=block) == pytest.approx(by_loop(a, b), rel=1e-9)
+    assert cmmd(a, b, bandwidth=0.5, block=block) == pytest.approx(by_loop(a, b, 0.5), rel=1e-9)
+    assert cmmd(a, b) != pytest.approx(by_loop(a, b, 5.0), rel=0.1)  # the control: the bandwidth matters
+    assert cmmd(a.astype(np.float32), b) == pytest.approx(by_loop(a, b), rel=1e-4)
+
+
+def test_cmmd_sees_what_the_frechet_distance_does_not():
+    """Two peaks against one normal of the same mean and variance: the moments agree, the distributions do not."""
+    generator = np.random.default_rng(3)
+    peaks = np.sign(generator.normal(size=(2000, 1))) + 0.1 * generator.normal(size=(2000, 1))
+    normal = generator.normal(size=(2000, 1)) * peaks.std() + peaks.mean()
+    same = generator.permutation(np.concatenate([peaks, normal]))
+    assert frechet_distance(peaks, normal) < 0.01
+    assert cmmd(peaks, normal, bandwidth=0.5) > 20 * cmmd(same[:2000], same[2000:], bandwidth=0.5)
+    assert cmmd(peaks, peaks) == pytest.approx(0, abs=1e-9)
+
+
+def test_cmmd_refuses_bad_arguments():
+    with pytest.raises(ValueError, match="bandwidth must be positive, got 0"):
+        cmmd(np.ones((3, 2)), np.ones((3, 2)), bandwidth=0)
+    with pytest.raises(ValueError, match="second must be features"):
+        cmmd(np.ones((3, 2)), np.ones((3, 1)))

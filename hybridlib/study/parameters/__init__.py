@@ -4,6 +4,7 @@ from .base import OwnParameters, Parameters, PromptParameters, SamplingParameter
 from .studies import (
     STUDIES,
     AlignmentParameters,
+    CompactModelsParameters,
     CompressionParameters,
     FidelityParameters,
     FiguresParameters,
@@ -18,6 +19,7 @@ from .studies import (
 __all__ = [
     "STUDIES",
     "AlignmentParameters",
+    "CompactModelsParameters",
     "CompressionParameters",
     "FidelityParameters",
     "FiguresParameters",

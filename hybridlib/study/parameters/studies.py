@@ -259,6 +259,15 @@ class SplitParameters(SamplingParameters):
         return self
 
 
+class CompactModelsParameters(Parameters):
+    """Study 10: how the compact models were made, and what the autoencoders are worth."""
+
+    notebook = "10_compact_models"
+
+    scenes: int = Field(64, ge=8, le=100_000)  # held-out, for the PSNR of the autoencoders
+    rounds: int = Field(8, ge=3, le=1000)  # of timing
+
+
 STUDIES: dict[str, type[Parameters]] = {
     cls.notebook: cls
     for cls in (
@@ -270,5 +279,6 @@ STUDIES: dict[str, type[Parameters]] = {
         HiqmParameters,
         CompressionParameters,
         SchedulingParameters,
+        CompactModelsParameters,
     )
 }

@@ -1,0 +1,52 @@
+"""What the shipped models' folders record of how they were made, as study 10 shows it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..paths import MODELS
+from ..training import pruning
+
+STUDENTS = ("mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small")
+
+
+def missing(*names: str) -> str:
+    """One sentence naming those that are not shipped here; empty if all are."""
+    absent = [name for name in names if not (MODELS / name / "training.json").is_file()]
+    commands = ", ".join(f"`python -m hybridlib.miniature train {name}`" for name in absent)
+    return f"Not here: {', '.join(absent)}; made by {commands}." if absent else ""
+
+
+def curves(*names: str) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
+    """Loss curves by term and numbers of steps, each by model and part, of those models that are here."""
+    terms: dict[str, dict[str, list[float]]] = {}
+    steps: dict[str, int] = {}
+    for name in names:
+        path = MODELS / name / "training.json"
+        for part, run in json.loads(path.read_text()).items() if path.is_file() else ():
+            terms[f"{name}: {part}"] = run.get("terms") or {"loss": run["losses"]}
+            steps[f"{name}: {part}"] = run["recipe"]["steps"]
+    return terms, steps
+
+
+def unets() -> dict[str, Any]:
+    """mini-sd's UNet, the same with BK-SDM-Tiny's blocks alone, and mini-sd-small's."""
+    from . import students
+
+    large, small = (students.shipped(name).unet for name in ("mini-sd", "mini-sd-small"))
+    return {"mini-sd": large, "mini-sd, blocks removed": pruning.remove_blocks(large, "tiny"), "mini-sd-small": small}
+
+
+def significance() -> tuple[dict[str, float], dict[str, float]]:
+    """Scores of mini-sd-small's groups before they were pruned, and the shares that they were asked to keep; 1 where
+    the rules leave a group whole."""
+    from . import students
+
+    scores = json.loads((MODELS / "mini-sd-small" / "scores.json").read_text())
+    keep = pruning.ratios(scores, students.QUARTER, students.HALF)
+    for name, group in pruning.groups(unets()["mini-sd, blocks removed"]).items():
+        whole = group.conv1.out_channels if hasattr(group, "conv1") else group.heads
+        if pruning.kept_size(group, keep[name]) == whole:
+            keep[name] = 1.0
+    return scores, keep
