@@ -143,10 +143,7 @@ class Pairs:
         if mode == "farthest":
             order = match_noise(-latents, noise)
         else:
-            conditions = [self._condition(pair.batch) for pair in pairs]
-            condition = (
-                None if self.assignment.condition is None else torch.cat([c for c in conditions if c is not None])
-            )
+            condition = self._condition([pair.batch for pair in pairs])
             order = match_noise(latents, noise, condition, self.assignment.condition_weight, self.assignment.cost)
         parts = noise[order].split([len(pair.noise) for pair in pairs])
         return [pair._replace(noise=part) for pair, part in zip(pairs, parts, strict=True)]
