@@ -1,5 +1,6 @@
 """The house plot style and the recurring plots. Each function takes results and returns the figure."""
 
+from .assignment import changes_by_arm, changes_over_steps, cost_shares
 from .charts import cost_bars, interval_lines, interval_panels
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
@@ -19,8 +20,11 @@ from .style import use_house_style
 
 __all__ = [
     "bytes_needed",
+    "changes_by_arm",
+    "changes_over_steps",
     "collapse",
     "cost_bars",
+    "cost_shares",
     "delay_spread",
     "effects",
     "filmstrip",

@@ -78,10 +78,9 @@ class Study:
     def reference(self) -> Any:
         """mini-clip features of held-out scenes of the same classes, after the autoencoder: what perfection gives."""
         p = self.parameters
-        drawn = LoneObjects.drawn(
-            p.reference_images, world.REFERENCE_SEED, p.shapes, p.colours, self.folder / "latents"
-        )
-        path = latents / f"{digest('features', p.reference_images, p.shapes, p.colours)}.safetensors"
+        folder = self.folder / "latents"
+        drawn = LoneObjects.drawn(p.reference_images, world.REFERENCE_SEED, p.shapes, p.colours, folder)
+        path = folder / f"{digest('features', p.reference_images, p.shapes, p.colours)}.safetensors"
         if not path.exists():
             features = torch.from_numpy(self.judges.look(drawn.latents)[1])
             write_atomically(path, save({"features": features}))
