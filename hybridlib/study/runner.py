@@ -66,7 +66,8 @@ def generate(
     shard is made again, so its bytes never depend on where an earlier run was killed.
 
     Args:
-        table: columns `path` (unique, relative) and `trajectory`; other columns are ignored.
+        table: columns `path` (unique, relative) and `trajectory`, and where images share no root and would each be a
+            shard of one, `shard`, which names the rows to denoise together; other columns are ignored.
         models: the denoisers beside the pipeline's own, where trajectories name others.
 
     Raises:
@@ -102,8 +103,8 @@ def generate(
 
 
 def _shards(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    keys = [(t.seed, t.segments[0].conditioning, t.segments[0].denoiser) for t in table["trajectory"]]
-    for _, rows in table.groupby(pd.Series(keys, index=table.index), sort=False):
+    keys = pd.Series([(t.seed, t.segments[0].conditioning, t.segments[0].denoiser) for t in table["trajectory"]])
+    for _, rows in table.groupby(table["shard"] if "shard" in table else keys.set_axis(table.index), sort=False):
         yield rows
 
 
