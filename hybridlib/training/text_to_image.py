@@ -2,9 +2,9 @@
 
     accelerate launch --num_processes 8 -m hybridlib.training.text_to_image data/recipes/immiscible/scratch_linear.yaml
 
-What is read from a folder: `metadata.jsonl` with `file_name` and `text` a line, as Hugging Face's image folders have it;
-or one sub-folder of images a class, whose caption is the folder's name or what `captions.json` says of it. Anything else
-is taken for a Hugging Face dataset. Text encoders and autoencoder stay as they are; the network is trained and its
+What is read from a folder: `metadata.jsonl` with `file_name` and `text` a line, as Hugging Face's image folders have
+it; or one sub-folder of images a class, whose caption is the folder's name or what `captions.json` says of it. Anything
+else is taken for a Hugging Face dataset. Text encoders and autoencoder stay as they are; the network is trained and its
 average is saved as a whole pipeline, from which `hybridlib.study.bulk` samples. A killed training goes on from its
 checkpoint.
 """

@@ -21,6 +21,7 @@ from hybridlib.training.text_to_image import Images, Source, TextToImageParamete
 
 RECIPES = sorted((ROOT / "data" / "recipes" / "immiscible").glob("*.yaml"))
 SMALL = {"image_size": 32, "steps": 3, "batch_size": 4, "parts": 2, "readers": 2, "precision": "no"}
+BASE = {"model": "", "from_scratch": True, "learning_rate": 1.0} | SMALL
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_published_settings():
         assert (p.seed, p.ema_decay, p.image_size, p.horizontal_flip, p.min_snr_gamma) == (42, 0.9999, 256, True, None)
         assert p.recipe().betas == (0.9, 0.999)
         assert p.noise().pool * p.batch_size // p.parts == (p.batch_size if "linear" in name else 128)
-        assert "knn" not in name or p.noise()[:1] + (p.noise().k, p.noise().cost) == ("knn", 64, "l2_fp16")
+        assert "knn" not in name or (p.assignment, p.noise().k, p.noise().cost) == ("knn", 64, "l2_fp16")
 
 
 def draw(size=8, seed=0):
@@ -134,7 +135,7 @@ def test_sd3_is_told_embeddings_and_pooled_ones():
 def test_metadata_is_read_and_checked(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     lines = tmp_path / "metadata.jsonl"
-    base = {"model": "", "data": str(tmp_path), "from_scratch": True, "learning_rate": 1.0} | SMALL
+    base = BASE | {"data": str(tmp_path)}
     lines.write_text('{"file_name": "a.png", "text": "red"}\n')
     assert read_source(TextToImageParameters(**base)).captions == ["red"]
     for text, message in (
