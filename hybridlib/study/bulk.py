@@ -123,8 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _images(given: argparse.Namespace) -> None:
     from ..denoising import models
 
-    prompts = [given.prompt]
-    if given.command == "many":
+    if given.command == "one":
+        prompts = [given.prompt]
+    else:
         prompts = [line.strip() for line in given.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     pipeline = models.load(given.model)
     side = given.image_size or _default_size(pipeline)

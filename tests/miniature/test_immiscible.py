@@ -151,7 +151,8 @@ def results_of(values, seeds=5, steps=(1, 4, 28, 48)):
 
 
 def test_verdicts_read_the_table_whatever_its_sign():
-    aware, unaware = dict.fromkeys(claims.AWARE, [-30, -10, 0, 0]), dict.fromkeys(claims.UNAWARE, [-40, -20, 40, 50])
+    aware = {arm: [-30, -10, 0, 0] for arm in claims.AWARE}
+    unaware = {arm: [-40, -20, 40, 50] for arm in claims.UNAWARE}
     table = results_of(aware | unaware | {study.FARTHEST: [50, 40, 30, 20]})
     judged = claims.verdicts(claims.changes(table)).set_index("arm")
     assert set(judged.loc[list(claims.AWARE), "guard"]) == {"holds"}
