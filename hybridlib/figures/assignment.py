@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.lines import Line2D
 
 from .style import INK, finished
 
@@ -56,7 +57,7 @@ def changes_over_steps(changes: pd.DataFrame, measure: str, unit: str = "%", tit
         ax.set_yscale("symlog", linthresh=10)
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
     axes[0][0].set_ylabel(f"change of {measure} ({unit})")
-    handles = [plt.Line2D([], [], marker="o", ms=3, lw=1, color=ARM_COLOURS[arm], label=arm) for arm in names]
+    handles = [Line2D([], [], marker="o", ms=3, lw=1, color=ARM_COLOURS[arm], label=arm) for arm in names]
     figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside right center")
     return finished(figure, title)
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from .semidiscrete import SemidiscreteCoupling
 
 Mode = Literal["none", "linear", "knn", "semidiscrete", "farthest"]
 Condition = Literal["groups", "captions"]
-Scheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
+Scheduler: TypeAlias = Any  # a DDPMScheduler or a FlowMatchEulerDiscreteScheduler
 
 
 class Batch(NamedTuple):

@@ -215,7 +215,7 @@ def train(parameters: TextToImageParameters, folder: Path) -> tuple[Path, Histor
     from ..denoising import models
 
     source = read_source(parameters)
-    pipeline = models.load(parameters.model, device="cpu", dtype="float32")
+    pipeline: Any = models.load(parameters.model, device="cpu", dtype="float32")
     flow = hasattr(pipeline, "transformer")
     name = "transformer" if flow else "unet"
     network = getattr(pipeline, name)
