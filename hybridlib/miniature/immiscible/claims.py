@@ -64,7 +64,7 @@ def verdicts(found: pd.DataFrame) -> pd.DataFrame:
         gain = "no" if worse else "yes" if better else "cannot be told"
         bent, kept = (many["low"] > 0).any(), (many["high"] < MARGIN).all()
         guard = "fails" if bent else "holds" if kept else "cannot be told"
-        best, last = few.loc[few["change"].idxmin()], many.loc[many["steps"].idxmax()]
+        best, last = few.sort_values("change").iloc[0], many.sort_values("steps").iloc[-1]
         rows.append([model, start, arm, gain, best["steps"], best["change"], guard, last["change"], last["high"]])
     columns = ["model", "start", "arm", "few steps", "best at", "change there", "guard", "change at most", "up to"]
     return pd.DataFrame(rows, columns=columns)

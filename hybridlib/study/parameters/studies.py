@@ -252,8 +252,8 @@ class ImmiscibleParameters(Parameters):
     def _arms_can_be_compared(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: must be different")
-        if sorted(set(self.step_counts)) != self.step_counts:
-            raise ValueError(f"step_counts = {self.step_counts}: must rise")
+        if sorted(set(self.step_counts)) != self.step_counts or self.step_counts[0] > 4:
+            raise ValueError(f"step_counts = {self.step_counts}: must rise, from at most 4 steps")
         for name in ("flow_arms", "epsilon_arms", "finetune_arms"):
             arms = getattr(self, name)
             if len(set(arms)) < len(arms) or (arms and "independent" not in arms):
