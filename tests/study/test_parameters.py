@@ -79,7 +79,7 @@ def test_one_sentence_names_file_key_and_rule(tmp_path, text, message):
         (
             "11_immiscible",
             "flow_arms: [nearest]",
-            r"flow_arms\[0\] = 'nearest': input should be 'independent', 'linear'",
+            r"flow_arms\[0\] = 'nearest': input should be 'independent'",
         ),
         (
             "11_immiscible",

@@ -157,14 +157,16 @@ class Study:
             loss_of = denoising_loss(net, world.training_scheduler(model), Training(drawn, self.told, model))
             fit(name, net, loss_of, self._recipe(p.base_steps, p.learning_rate, BASE_SEED), self.folder / "training")
             write_atomically(path, save(dict(net.state_dict())))
-            path.with_name(f"{name}.safetensors").unlink()
+            self._checkpoint(name).unlink(missing_ok=True)
         net.load_state_dict(load_file(path))
         return net
 
     def piece(self, piece: Piece) -> pd.DataFrame:
         """The measures of one training: a row each with measure, steps (of sampling; 0 where there are none), value."""
         key = self._key(piece)
-        return self._remembered(key, lambda: self._trained_and_measured(piece, key))
+        table = self._remembered(key, lambda: self._trained_and_measured(piece, key))
+        self._checkpoint(key).unlink(missing_ok=True)
+        return table
 
     def _trained_and_measured(self, piece: Piece, key: str) -> pd.DataFrame:
         p, (model, start, arm, seed) = self.parameters, piece
@@ -182,7 +184,6 @@ class Study:
         for name, loss in (("loss, own pairs", loss_of), ("loss, independent pairs", independent)):
             rows.append([name, 0, _mean_loss(loss, p.batch_size, seed)])
         rows.append(["training seconds", 0, history.seconds])
-        (self.folder / "training" / f"{key}.safetensors").unlink()
         return pd.DataFrame(rows, columns=["measure", "steps", "value"]).assign(**piece._asdict())
 
     def _measures(self, model: str, net: nn.Module, conditional: bool, seed: int) -> list[list[Any]]:
@@ -220,6 +221,9 @@ class Study:
     def _data_key(self) -> list[int]:
         p = self.parameters
         return [p.images, p.shapes, p.colours]
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / "training" / f"{name}.safetensors"
 
     def _key(self, piece: Piece) -> str:
         """Everything that decides a piece; which other arms and seeds there are does not."""
