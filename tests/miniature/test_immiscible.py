@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from hybridlib.metrics.alignment import ClipAlignment
-from hybridlib.miniature.immiscible import __main__ as command
-from hybridlib.miniature.immiscible import claims, mechanism, study, world
+from hybridlib.miniature.immiscible import claims, command, mechanism, study, world
 from hybridlib.miniature.immiscible.study import INDEPENDENT, LINEAR, UNCONDITIONAL, WITHIN, Piece, Study
 from hybridlib.miniature.immiscible.world import CLASSES, Judges, LoneObjects, Told
 from hybridlib.miniature.scenes import COLOURS, SHAPES, captions, sample_lone

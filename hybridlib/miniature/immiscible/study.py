@@ -1,7 +1,7 @@
 """The pieces of study 11, each remembered under all that decides its numbers, and the tables made of them.
 
 A piece is one network trained under one arm from one seed, and measured. A killed piece goes on from its checkpoint.
-Pieces are independent of each other, so any number of processes may share them; see `__main__`.
+Pieces are independent of each other, so any number of processes may share them; see `command`.
 """
 
 from __future__ import annotations
