@@ -54,8 +54,8 @@ def changes_over_steps(changes: pd.DataFrame, measure: str, unit: str = "%", tit
             )
         ax.set(xticks=range(len(steps)), xticklabels=[f"{s:g}" for s in steps], xlabel="steps of sampling")
         ax.set_title(f"{model}, {start}")
-        ax.set_yscale("symlog", linthresh=10)
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+        ax.set_xlim(-0.5, len(steps) - 0.5)
+    _signed_ticks(axes[0][0])  # all panels share the axis
     axes[0][0].set_ylabel(f"change of {measure} ({unit})")
     handles = [Line2D([], [], marker="o", ms=3, lw=1, color=ARM_COLOURS[arm], label=arm) for arm in names]
     figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside right center")
@@ -76,7 +76,7 @@ def changes_by_arm(changes: pd.DataFrame, measure: str, unit: str = "%", title: 
             ax.plot([row["low"], row["high"]], [place, place], color=colour, lw=1.4)
             ax.plot(row["change"], place, "o", color=colour, ms=4)
         ax.set(title=f"{model}, {start}", xlabel=f"change ({unit})", yticks=range(len(names)), yticklabels=names)
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(len(names) - 0.5, -0.5)
     return finished(figure, title or measure)
 
 
@@ -96,6 +96,17 @@ def cost_shares(costs: pd.DataFrame, title: str = "") -> Figure:
     axes[0][0].set(ylabel="share of the step (%)", ylim=(0, None))
     axes[0][-1].legend(frameon=False, fontsize=7.5)
     return finished(figure, title)
+
+
+def _signed_ticks(ax: Axes) -> None:
+    """Linear to 10 and logarithmic beyond, with ticks at 0, 5, 10, 20, 50 and their multiples on both sides."""
+    low, high = ax.get_ylim()
+    ax.set_yscale("symlog", linthresh=10)
+    places = [0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+    ticks = [sign * place for sign in (-1, 1) for place in places if low <= sign * place <= high]
+    ax.set_yticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_ylim(low, high)
 
 
 def _plain_batches(ax: Axes, batches: list[int]) -> None:

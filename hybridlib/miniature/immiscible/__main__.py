@@ -1,4 +1,4 @@
-"""`python -m hybridlib.miniature.immiscible`; see `command`, which processes can import, as they could not import this."""
+"""`python -m hybridlib.miniature.immiscible`; see `command`, which processes can import, unlike this module."""
 
 import sys
 
