@@ -164,6 +164,11 @@ def test_verdicts_read_the_table_whatever_its_sign():
     good, bad = [-30, -10, 0, 0], [10, 20, 30, 30]
     swapped = results_of(dict.fromkeys(claims.UNAWARE, good) | dict.fromkeys(claims.AWARE, bad))
     assert "not confirmed" in claims.conclusion(swapped)[-1]
+    few = results_of(aware | unaware, seeds=2)
+    assert claims.conclusion(few) == [
+        "With 2 paired seeds nothing can be told; verdicts need 5 (profile miniature-full)."
+    ]
+    assert set(claims.verdicts(claims.changes(few))["few steps"]) == {"cannot be told"}
     nothing = claims.verdicts(claims.changes(results_of({LINEAR: [0, 0, 0, 0]}, seeds=1)))
     assert nothing[["few steps", "guard"]].to_numpy().tolist() == [["cannot be told", "cannot be told"]]
     assert "too few arms" in claims.conclusion(results_of({LINEAR: [-10, 0, 0, 0]}))[-1]

@@ -11,6 +11,7 @@ from .study import INDEPENDENT, UNCONDITIONAL
 
 FEW, MANY = 4, 28  # steps of sampling: few are at most, many at least
 MARGIN = 5.0  # per cent by which many-step distance may rise at most if the guard is to hold
+MIN_SEEDS = 5  # below which no verdict is given
 POINTS = "prompt correct"  # a share, compared by differences in percentage points; the rest by ratios
 
 
@@ -54,16 +55,18 @@ def verdicts(found: pd.DataFrame) -> pd.DataFrame:
     "few steps": yes if the distance falls at some count of at most 4 steps, its whole interval below 0, and rises at
     none; no if it rises at one of them; else it cannot be told. "guard": at 28 or more steps (the most there are, if
     fewer) "fails" if an interval lies wholly above 0, "holds" if all lie wholly below +5 %, else it cannot be told.
-    The claim of section 7 of the reference holds for an arm with yes and holds.
+    The claim of section 7 of the reference holds for an arm with yes and holds. With fewer than five seeds nothing can
+    be told: the interval of two runs that agree by chance is as narrow as that of many.
     """
     distances, rows = found[found["measure"] == "Frechet distance"], []
     for (model, start, arm), part in distances.groupby(["model", "start", "arm"], sort=False):
         few = part[part["steps"] <= FEW]
         many = part[part["steps"] >= min(MANY, part["steps"].max())]
         worse, better = (few["low"] > 0).any(), (few["high"] < 0).any()
-        gain = "no" if worse else "yes" if better else "cannot be told"
+        enough = part["seeds"].min() >= MIN_SEEDS
+        gain = "cannot be told" if not enough else "no" if worse else "yes" if better else "cannot be told"
         bent, kept = (many["low"] > 0).any(), (many["high"] < MARGIN).all()
-        guard = "fails" if bent else "holds" if kept else "cannot be told"
+        guard = "cannot be told" if not enough else "fails" if bent else "holds" if kept else "cannot be told"
         best, last = few.sort_values("change").iloc[0], many.sort_values("steps").iloc[-1]
         rows.append([model, start, arm, gain, best["steps"], best["change"], guard, last["change"], last["high"]])
     columns = ["model", "start", "arm", "few steps", "best at", "change there", "guard", "change at most", "up to"]
@@ -74,6 +77,9 @@ def conclusion(results: pd.DataFrame) -> list[str]:
     """One sentence for each network and start, and one for each claim, written from the table whatever it says."""
     found = changes(results)
     judged, sentences = verdicts(found), []
+    if found["seeds"].min() < MIN_SEEDS:
+        seeds = found["seeds"].min()
+        return [f"With {seeds} paired seeds nothing can be told; verdicts need {MIN_SEEDS} (profile miniature-full)."]
     for (model, start), part in judged.groupby(["model", "start"], sort=False):
         arms = {word: _names(part[(part["few steps"] == "yes") & (part["guard"] == word)]) for word in GUARDS}
         none = _names(part[part["few steps"] == "no"])
