@@ -99,10 +99,10 @@ def cost_shares(costs: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _signed_ticks(ax: Axes) -> None:
-    """Linear to 10 and logarithmic beyond, with ticks at 0, 5, 10, 20, 50 and their multiples on both sides."""
+    """Linear to 10 and logarithmic beyond, with ticks at 1, 2 and 5 of each decade on both sides of 0."""
     low, high = ax.get_ylim()
     ax.set_yscale("symlog", linthresh=10)
-    places = [0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+    places = [0, *([1, 2] if max(-low, high) < 10 else []), 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
     ticks = [sign * place for sign in (-1, 1) for place in places if low <= sign * place <= high]
     ax.set_yticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
     ax.minorticks_off()
