@@ -41,6 +41,7 @@ TABLES = {
     "08_quirks": "An episode of a short training with one switch of the published code turned.",
     "08_script_curve": "An episode of LAD-TS as published, one task at a time (benchmarks/scheduling.py).",
     "08_sweeps": "An episode of a policy at one point of the published sweeps.",
+    "11_immiscible": "A measure of one small network, trained under one arm of noise assignment from one seed.",
 }
 
 # column -> unit, what it is; "table.column" goes before "column"
@@ -90,6 +91,13 @@ COLUMNS = {
     "slots": ("", "of one second, played"),
     "axis": ("", "what is swept: " + "; ".join(f"{name}: {what}" for name, what in AXES.items())),
     "value": ("", "on the axis"),
+    "model": ("", "flow: SD3 transformer by rectified flow; epsilon: UNet that predicts the noise"),
+    "start": ("", "scratch, or fine-tune of a network that was trained on all shapes and colours"),
+    "arm": ("", "how noise is assigned in training; see the notebook"),
+    "measure": ("", "Frechet distance in mini-clip features, prompt correct (share), straightness, and others"),
+    "steps": ("updates", "of sampling; 0 where there is none; straightness is told at the most steps"),
+    "11_immiscible.value": ("", "of the measure"),
+    "11_immiscible.seed": ("", "of initial weights, data order, noise and samples: the same for all arms"),
     "switch": ("", "that is turned; a name with Q and a number is a quirk of the published code"),
 } | {
     name: ("", what) if name.endswith("share") else ("s", f"{what} {DELAY}" if "fifth" not in name else f"mean, {what}")

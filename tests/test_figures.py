@@ -108,3 +108,39 @@ def test_kept_shares_and_decoders():
     }
     ax = figures.decoders(pd.DataFrame(rows)).axes[0]
     assert [c.get_offsets().tolist() for c in ax.collections] == [[[10.0, 30.0]], [[2.0, 27.0]]]
+
+
+def assignment_changes():
+    rows = [
+        [model, "scratch", arm, "Frechet distance", steps, change, change - 3, change + 3]
+        for model in ("flow", "epsilon")
+        for arm, change in (("linear", -20.0), ("linear, within condition", 4.0))
+        for steps in (1, 4, 48)
+    ]
+    return pd.DataFrame(rows, columns=["model", "start", "arm", "measure", "steps", "change", "low", "high"])
+
+
+def test_changes_over_steps_draw_every_arm_at_its_values():
+    changes = assignment_changes()
+    figure = figures.changes_over_steps(changes, "Frechet distance")
+    assert [ax.get_title() for ax in figure.axes] == ["flow, scratch", "epsilon, scratch"]
+    for ax in figure.axes:
+        drawn = {bars.get_label(): bars.lines[0].get_ydata().tolist() for bars in ax.containers}
+        assert drawn == {"linear": [-20.0] * 3, "linear, within condition": [4.0] * 3}
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "4", "48"]
+    without = figures.changes_over_steps(changes.assign(low=np.nan, high=np.nan), "Frechet distance")
+    assert not any(bars.has_yerr for ax in without.axes for bars in ax.containers)  # one seed: no interval
+
+
+def test_changes_by_arm_name_every_arm():
+    part = assignment_changes().query("steps == 48").assign(measure="straightness")
+    ax = figures.changes_by_arm(part, "straightness").axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["linear", "linear, within condition"]
+    assert [line.get_xdata().tolist() for line in ax.lines[1:3]] == [[-23.0, -17.0], [-20.0]]
+
+
+def test_cost_shares_are_per_cent():
+    rows = [["linear", "flow", 8, batch, share] for batch, share in ((64, 0.02), (1024, 0.1))]
+    ax = figures.cost_shares(pd.DataFrame(rows, columns=["arm", "model", "side", "batch", "share"])).axes[0]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 10])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["64", "1,024"]

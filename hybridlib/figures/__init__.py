@@ -1,5 +1,6 @@
 """The house plot style and the recurring plots. Each function takes results and returns the figure."""
 
+from .assignment import changes_by_arm, changes_over_steps, cost_shares
 from .charts import cost_bars, interval_lines, interval_panels
 from .compact import decoders, kept_shares, loss_curves, significance
 from .images import filmstrip, image_grid
@@ -21,8 +22,11 @@ from .style import use_house_style
 
 __all__ = [
     "bytes_needed",
+    "changes_by_arm",
+    "changes_over_steps",
     "collapse",
     "cost_bars",
+    "cost_shares",
     "decoders",
     "delay_spread",
     "effects",

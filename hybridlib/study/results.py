@@ -83,6 +83,10 @@ TABLES = {
     ),
     "08_sweeps": ("08_lad_ts/sweeps", ["axis", "value", "load", "policy", "trained", "seed", "episode", "mean_s"]),
     "08_quirks": ("08_lad_ts/quirks", ["switch", "seed", "episode", "delay_s"]),
+    "11_immiscible": (
+        "11_immiscible/results",
+        ["model", "start", "arm", "seed", "measure", "steps", "value"],
+    ),
 }
 
 

@@ -67,7 +67,8 @@ def generate(
     shard is made again, so its bytes never depend on where an earlier run was killed.
 
     Args:
-        table: columns `path` (unique, relative) and `trajectory`; other columns are ignored.
+        table: columns `path` (unique, relative) and `trajectory`, and where images share no root and would each be a
+            shard of one, `shard`, which names the rows to denoise together; other columns are ignored.
         models: the denoisers beside the pipeline's own, where trajectories name others.
 
     Raises:
@@ -103,9 +104,9 @@ def generate(
 
 
 def shards_of(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The rows of each shard of a table with a column `trajectory`."""
-    keys = [(t.seed, t.segments[0].conditioning, t.segments[0].denoiser) for t in table["trajectory"]]
-    for _, rows in table.groupby(pd.Series(keys, index=table.index), sort=False):
+    """The rows of each shard of a table with a column `trajectory`, or of each value of its column `shard`."""
+    keys = pd.Series([(t.seed, t.segments[0].conditioning, t.segments[0].denoiser) for t in table["trajectory"]])
+    for _, rows in table.groupby(table["shard"] if "shard" in table else keys.set_axis(table.index), sort=False):
         yield rows
 
 

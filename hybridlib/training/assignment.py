@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from operator import itemgetter
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -120,38 +119,6 @@ def pooled_noise(
         conditions = [part for part in read if part is not None]
         noise = assign_noise(torch.cat(parts), condition=torch.cat(conditions) if conditions else None, **options)
         yield from zip(pool, noise.split([len(part) for part in parts]), strict=True)
-
-
-class NoisePool:
-    """Noise assigned over the batches of `size` steps at once, for a loop whose batches are a function of the step.
-
-    Such a loop may be resumed at any step: pools begin at multiples of `size`, and the noise of a pool depends on the
-    seed and its number alone.
-
-    Args:
-        batch: step -> latents (B, ...) and condition of its batch (None without); called once for each step of a pool.
-        size: steps in a pool.
-        seed: of the noise.
-        options: of `assign_noise`, but for condition and generator.
-    """
-
-    def __init__(
-        self, batch: Callable[[int], tuple[Tensor, Tensor | None]], size: int, seed: int = 0, **options: Any
-    ) -> None:
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"size must be a positive number of steps, got {size!r}")
-        self.batch, self.size, self.seed, self.options = batch, size, seed, options
-        self._pool, self._noise = -1, list[Tensor]()
-
-    def noise(self, step: int) -> Tensor:
-        """The noise (B, ...) of one step's batch."""
-        pool, place = divmod(step, self.size)
-        if pool != self._pool:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + pool)
-            batches = (self.batch(pool * self.size + i) for i in range(self.size))
-            parts = pooled_noise(batches, self.size, itemgetter(0), itemgetter(1), generator=generator, **self.options)
-            self._pool, self._noise = pool, [noise for _, noise in parts]
-        return self._noise[place]
 
 
 def class_means(latents: Tensor, labels: Tensor) -> Tensor:

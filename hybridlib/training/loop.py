@@ -62,6 +62,11 @@ class Draw(NamedTuple):
     generator: torch.Generator  # on the CPU, seeded by `key`, so that all devices draw alike
     device: torch.device
 
+    def at(self, step: int) -> Draw:
+        """What the same part of another step is given."""
+        key = self.key + step - self.step
+        return self._replace(step=step, key=key, generator=torch.Generator().manual_seed(key))
+
 
 LossOf = Callable[[Draw], Tensor | Mapping[str, Tensor]]
 

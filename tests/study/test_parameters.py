@@ -73,6 +73,19 @@ def test_one_sentence_names_file_key_and_rule(tmp_path, text, message):
         ("07_compression_surface", "rates: [0.5, 1.0]", r"rates\[1\] = 1.0: input should be less than 1"),
         ("07_compression_surface", "min_max_bits: [9]", r"min_max_bits\[0\] = 9: input should be less than or equal"),
         ("07_compression_surface", "link_prompts: [20]", "link_prompts = 20: .* has 20 personal prompts"),
+        ("11_immiscible", "seeds: [1, 1]", r"seeds = \[1, 1\]: must be different"),
+        ("11_immiscible", "step_counts: [4, 2]", r"step_counts = \[4, 2\]: must rise, from at most 4 steps"),
+        ("11_immiscible", "flow_arms: [linear]", r"flow_arms = .*: must be different and hold 'independent', or none"),
+        (
+            "11_immiscible",
+            "flow_arms: [nearest]",
+            r"flow_arms\[0\] = 'nearest': input should be 'independent'",
+        ),
+        (
+            "11_immiscible",
+            "finetune_arms: [independent, 'unconditional, linear']",
+            "finetune_arms = .*: fine-tuning starts from a conditional model",
+        ),
     ],
 )
 def test_studies_refuse_what_they_cannot_run(tmp_path, name, text, message):

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from scipy.optimize import linear_sum_assignment
 
-from hybridlib.training.assignment import NoisePool, assign_noise, class_means, pooled_noise
+from hybridlib.training.assignment import assign_noise, class_means, pooled_noise
 from hybridlib.training.matching import choose_condition_weight, exchanged_share, match_noise
 from hybridlib.training.mechanism import distance_reduction, marginal, mean_cosine, noise_std, principal_components
 
@@ -336,25 +336,10 @@ class TestPools:
         next(pooled_noise(batches, 2, itemgetter("latents")))
         assert len(list(batches)) == 4
 
-    @pytest.mark.parametrize("condition", [False, True])
-    def test_pools_by_step_resume_anywhere(self, condition):
-        batches = self.batches([8] * 6)
-
-        def batch(step):
-            return batches[step]["latents"], batches[step]["labels"] if condition else None
-
-        whole = [NoisePool(batch, 3, seed=2).noise(step) for step in range(6)]
-        pool = NoisePool(batch, 3, seed=2)
-        assert all(torch.equal(pool.noise(step), whole[step]) for step in (4, 5, 0))
-        other = NoisePool(batch, 3, seed=3)
-        assert not torch.equal(other.noise(0), whole[0])
-
     @pytest.mark.parametrize("size", [0, -1, 1.5])
     def test_sizes_are_checked(self, size):
         with pytest.raises(ValueError, match="size must be a positive number of batches"):
             next(pooled_noise([], size, itemgetter("latents")))
-        with pytest.raises(ValueError, match="size must be a positive number of steps"):
-            NoisePool(lambda step: (normal(2, 3), None), size)
 
 
 def test_class_means():

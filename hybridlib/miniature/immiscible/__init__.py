@@ -1,0 +1,1 @@
+"""Study 11: noise assignment on images of drawn scenes, two small networks, many arms, paired seeds."""
