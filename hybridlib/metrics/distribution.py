@@ -1,75 +1,11 @@
-"""Distances between distributions of features, and the features of images that they are taken of."""
+"""Distances between distributions of features."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 Features = NDArray[np.floating]
-
-
-class ImageFeatures(NamedTuple):
-    """Features (n, D) of images, and what a distance in them is called."""
-
-    name: str  # "FID" for Inception's alone
-    identity: str
-    extract: Callable[[Sequence[Image]], Features]
-
-    def __call__(self, images: Sequence[Image]) -> Features:
-        """Features (n, D) of n images."""
-        return self.extract(images)
-
-
-def image_features(source: str) -> ImageFeatures:
-    """Features by name: of a CLIP model, or of Inception as FID has them.
-
-    Args:
-        source: what `ClipAlignment.load` takes, such as "mini-clip"; or the path of a file of Inception weights as
-            torch-fidelity publishes them (`pt_inception-2015-12-05-6726825d.pth`), for which torch-fidelity must be
-            installed.
-
-    Raises:
-        ValueError: one sentence, if weights or package are missing.
-    """
-    if Path(source).suffix in (".pth", ".pt"):
-        return _inception(Path(source))
-    from .alignment import ClipAlignment
-
-    clip = ClipAlignment.load(source)
-    name = f"Frechet distance in {Path(source).name} features"
-    return ImageFeatures(name, clip.identity, lambda images: clip.image_features(images).numpy())
-
-
-def _inception(weights: Path) -> ImageFeatures:
-    import torch
-
-    from .base import default_device, file_sha256
-
-    if not weights.is_file():
-        raise ValueError(f"no file of Inception weights {weights}")
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError:
-        raise ValueError("FID needs the package torch-fidelity: pip install torch-fidelity") from None
-    network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
-    network = network.to(default_device()).eval()
-
-    def extract(images: Sequence[Image]) -> Features:
-        parts = []
-        with torch.no_grad():
-            for image in images:  # one at a time: sizes may differ, and Inception resizes each itself
-                pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
-                parts.append(network(pixels.to(default_device()))[0].float().cpu().numpy())
-        return np.concatenate(parts)
-
-    return ImageFeatures("FID", f"torch-fidelity Inception, weights sha256 {file_sha256(weights)[:12]}", extract)
 
 
 def frechet_distance(first: Features, second: Features) -> float:

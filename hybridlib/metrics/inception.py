@@ -64,14 +64,15 @@ def fid_and_is(
     """
     check(weights)
     for name, folder in (("images", images), ("references", references)):
-        if folder is not None and not any(folder.glob("*.[pj][np]g")):
-            raise ValueError(f"{name} = {folder}: there are no .png or .jpg images in this folder")
+        if folder is not None and not any(folder.rglob("*.[pj][np]g")):
+            raise ValueError(f"{name} = {folder}: there are no .png or .jpg images below this folder")
     from torch_fidelity import calculate_metrics
 
     options: dict[str, Any] = {"fid": references is not None}
     found = calculate_metrics(
         input1=str(images),
         input2=None if references is None else str(references),
+        samples_find_deep=True,
         isc=True,
         isc_splits=splits,
         feature_extractor_weights_path=str(weights),

@@ -2,7 +2,7 @@
 
     python -m hybridlib.study.bulk one MODEL IMAGE.png --prompt "a red star" --seed 3
     python -m hybridlib.study.bulk many MODEL FOLDER --prompts captions.txt --count 50000 --part 0/4
-    python -m hybridlib.study.bulk distance FOLDER REFERENCE --features mini-clip
+    python -m hybridlib.study.bulk distance FOLDER REFERENCE --clip mini-clip
 
 Every image has a seed of its own, `first-seed` plus its number, and a name that is this number, so no caption can
 overwrite another's image. Prompts are cycled in the order of the file. Images are made in shards of `--batch-size`; a
@@ -18,19 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from ..denoising.trajectory import Segment, Trajectory
-from ..files import digest, read_image, write_array, write_image
+from ..files import write_image
 from .parameters import Settings
 
 if TYPE_CHECKING:
     from ..denoising.hybrid_call import HybridPipeline
-    from ..metrics.distribution import Features, ImageFeatures
     from .runner import Outcome
-
-CHUNK = 128  # images whose features are kept together
 
 
 def plan(
@@ -70,48 +66,14 @@ def make(table: pd.DataFrame, pipeline: HybridPipeline, folder: Path, settings: 
     return generate(table, pipeline, folder, settings) if len(table) else None
 
 
-def folder_features(folder: Path, extract: ImageFeatures) -> Features:
-    """Features (N, D) of all PNG and JPEG images below a folder, in the order of their paths, remembered by chunk.
-
-    Raises:
-        ValueError: if there are fewer than two images.
-    """
-    from ..files import checksum
-
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if len(paths) < 2:
-        raise ValueError(f"{folder} must hold at least two images, found {len(paths)}")
-    parts = []
-    for first in range(0, len(paths), CHUNK):
-        chunk = paths[first : first + CHUNK]
-        file = folder / ".features" / f"{digest(extract.identity, [checksum(path) for path in chunk])}.npy"
-        if not file.is_file():
-            write_array(extract([read_image(path) for path in chunk]), file)
-        parts.append(np.load(file, allow_pickle=False))
-    return np.concatenate(parts)
-
-
-def distance(folder: Path, reference: Path, features: str) -> str:
-    """The Frechet distance of two folders in one sentence that names features and counts.
-
-    Args:
-        features: "mini-clip" or another CLIP of `ClipAlignment.load`, or a file of Inception weights; see
-            `distribution.image_features`.
-    """
-    from ..metrics.distribution import frechet_distance, image_features
-
-    extract = image_features(features)
-    first, second = (folder_features(each, extract) for each in (folder, reference))
-    value = frechet_distance(first, second)
-    return f"{extract.name} {value:.6g} ({len(first)} images against {len(second)}; {extract.identity})"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with one sentence if something was refused."""
     given = _parser().parse_args(arguments)
     try:
         if given.command == "distance":
-            print(distance(given.folder, given.reference, given.features))
+            from .evaluation import compare
+
+            print(compare(given.folder, given.reference, given.clip, given.inception).T.to_string(header=False))
         else:
             _images(given)
     except (ValueError, OSError) as error:
@@ -173,10 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--count", type=int, required=True)
     many.add_argument("--first-seed", type=int, default=0)
     many.add_argument("--part", default="0/1", help="which of how many runs that share the work, such as 0/4")
-    apart = commands.add_parser("distance", help="Frechet distance of two folders of images")
+    apart = commands.add_parser("distance", help="Frechet distance and CMMD of two folders of images")
     apart.add_argument("folder", type=Path)
     apart.add_argument("reference", type=Path)
-    apart.add_argument("--features", default="mini-clip", help="a CLIP, or a file of Inception weights (.pth) for FID")
+    apart.add_argument("--clip", default="mini-clip", help="whose features are compared (default mini-clip)")
+    apart.add_argument("--inception", type=Path, help="Inception weights, for FID and Inception Score")
     return parser
 
 

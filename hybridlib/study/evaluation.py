@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..denoising.trajectory import Trajectory
+    from ..metrics.alignment import ClipAlignment
+    from ..metrics.distribution import Features
 
 PICTURES = (".png", ".jpg", ".jpeg")
+CHUNK = 128  # images whose features are remembered together
 
 
 def generate(
@@ -111,28 +115,63 @@ def reconstruct(vae: Any, folder: Path, protocol: Protocol, out: Path) -> tuple[
 def scores(
     images: Sequence[Path],
     real: Sequence[Path],
-    protocol: Protocol,
+    clip_model: str,
     captions: Sequence[Caption] = (),
     inception: Path | None = None,
 ) -> pd.DataFrame:
     """One row: CLIP score with captions, Frechet distance and CMMD in features of the same CLIP, and FID and IS where
-    Inception weights are given. The features are named in the row: only Inception's make a FID."""
+    Inception weights are given, for which each set must fill a folder of its own. The features are named in the row:
+    only Inception's make a FID."""
     import pandas as pd
 
-    from ..files import read_image
     from ..metrics.alignment import ClipAlignment
     from ..metrics.distribution import cmmd, frechet_distance
 
-    clip = ClipAlignment.load(protocol.clip_model)
-    ours, theirs = (clip.image_features([read_image(path) for path in paths]).numpy() for paths in (images, real))
-    row: dict[str, Any] = {"images": len(images), "references": len(real), "features": protocol.clip_model}
+    clip = ClipAlignment.load(clip_model)
+    ours, theirs = (_features(paths, clip) for paths in (images, real))
+    row: dict[str, Any] = {"images": len(images), "references": len(real), "features": clip_model}
     if captions:
         texts = clip.text_features([caption.text for caption in captions]).numpy()
         row["clip_score"] = float((ours.astype(float) * texts).sum(1).mean())
     row |= {"frechet_distance": frechet_distance(ours, theirs), "cmmd": cmmd(ours, theirs)}
     if inception is not None:
-        row |= fid_and_is(images[0].parent, real[0].parent, inception)
+        row |= fid_and_is(_folder(images), _folder(real), inception)
     return pd.DataFrame([row])
+
+
+def compare(folder: Path, reference: Path, clip_model: str, inception: Path | None = None) -> pd.DataFrame:
+    """The row of `scores` for all images below two folders.
+
+    Raises:
+        ValueError: one sentence, if a folder holds fewer than two images, or model or weights are missing.
+    """
+    if inception is not None:
+        check(inception)
+    images, real = (
+        [p for p in sorted(each.rglob("*")) if p.suffix.lower() in PICTURES] for each in (folder, reference)
+    )
+    for each, found in ((folder, images), (reference, real)):
+        if len(found) < 2:
+            raise ValueError(f"{each} must hold at least two images, found {len(found)}")
+    return scores(images, real, clip_model, inception=inception)
+
+
+def _features(paths: Sequence[Path], clip: ClipAlignment) -> Features:
+    """Features (n, D) of images, remembered by chunk beside their folder, so that a killed run goes on where it was."""
+    import numpy as np
+
+    from ..files import checksum, digest, read_image, write_array
+
+    folder = _folder(paths)
+    memory = folder.with_name(f".{folder.name}.features")
+    parts = []
+    for first in range(0, len(paths), CHUNK):
+        chunk = paths[first : first + CHUNK]
+        file = memory / f"{digest(clip.identity, [checksum(path) for path in chunk])}.npy"
+        if not file.is_file():
+            write_array(clip.image_features([read_image(path) for path in chunk]).numpy(), file)
+        parts.append(np.load(file, allow_pickle=False))
+    return np.concatenate(parts)
 
 
 def evaluate(
@@ -156,7 +195,7 @@ def evaluate(
         check(inception)
     if protocol.task == "reconstruction":
         real, images = reconstruct(load(model).vae, folder, protocol, out)
-        table = scores(images, real, protocol, inception=inception)
+        table = scores(images, real, protocol.clip_model, inception=inception)
         table["psnr"] = float(psnr([read_image(path) for path in images], [read_image(path) for path in real]).mean())
     else:
         if captions is None:
@@ -164,7 +203,7 @@ def evaluate(
         asked = read_captions(captions, protocol.count)
         real = references(folder, protocol, out / "references")
         images = generate(load(model), asked, protocol, out / "images")
-        table = scores(images, real, protocol, asked, inception)
+        table = scores(images, real, protocol.clip_model, asked, inception)
     write_json({"model": model, **protocol.model_dump()}, out / "protocol.json")
     write_table(table, out / "scores.parquet")
     return table

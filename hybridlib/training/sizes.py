@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..denoising.compact import narrow, widths_of
 from ..denoising.costs import parameters, work_of
+from ..denoising.published import HYBRID_SD_WIDTHS
 from . import decoders
-from .pruning import PUBLISHED, remove_blocks
+from .pruning import remove_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,9 +41,9 @@ def published_unets() -> dict[str, UNet2DConditionModel]:
         unets = {"SD-v1.4": large}
         unets |= {f"BK-SDM-{size.capitalize()}": remove_blocks(large, size) for size in ("base", "small", "tiny")}
         pruned = remove_blocks(large, "tiny")
-        narrow(pruned, PUBLISHED)
+        narrow(pruned, HYBRID_SD_WIDTHS)
         lcm = UNet2DConditionModel.from_config({**pruned.config, "time_cond_proj_dim": 256})
-        narrow(lcm, PUBLISHED)
+        narrow(lcm, HYBRID_SD_WIDTHS)
     return unets | {"Hybrid SD 224M": pruned, "Hybrid SD 224M, LCM": lcm}
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from hybridlib.denoising import models
 from hybridlib.files import checksum
-from hybridlib.metrics.distribution import frechet_distance, image_features
+from hybridlib.metrics.alignment import ClipAlignment
+from hybridlib.metrics.distribution import frechet_distance
 from hybridlib.study import bulk, runner
 from hybridlib.study.parameters import Settings
 
@@ -80,28 +81,30 @@ def test_distance_is_that_of_the_features_and_names_them(tmp_path, capsys):
     rng = np.random.default_rng(0)
     pictures = {}
     for name, low in (("a", 0), ("b", 90)):
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "000").mkdir(parents=True)
         pictures[name] = [Image.fromarray(rng.integers(low, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(6)]
         for i, picture in enumerate(pictures[name]):
-            picture.save(tmp_path / name / f"{i}.png")
-    extract = image_features("mini-clip")
-    expected = frechet_distance(extract(pictures["a"]), extract(pictures["b"]))
+            picture.save(tmp_path / name / "000" / f"{i}.png")
+    clip = ClipAlignment.load("mini-clip")
+    expected = frechet_distance(*(clip.image_features(pictures[name]).numpy() for name in "ab"))
+
+    def told(reference):
+        assert bulk.main(["distance", str(tmp_path / "a"), str(tmp_path / reference)]) == 0
+        return dict(line.split() for line in capsys.readouterr().out.strip().splitlines())
+
     for _ in range(2):  # the second time from what is remembered
-        assert bulk.main(["distance", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-        told = capsys.readouterr().out
-        assert told.startswith("Frechet distance in mini-clip features ")
-        assert "FID" not in told
-        assert float(told.split()[5]) == pytest.approx(expected, rel=1e-4)
-    assert bulk.main(["distance", str(tmp_path / "a"), str(tmp_path / "a")]) == 0
-    assert abs(float(capsys.readouterr().out.split()[5])) < 1e-6 < expected
+        row = told("b")
+        assert row["features"] == "mini-clip"
+        assert "fid" not in row
+        assert float(row["frechet_distance"]) == pytest.approx(expected, rel=1e-4)
+    assert abs(float(told("a")["frechet_distance"])) < 1e-6 < expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["distance", "{}", "{}"], "must hold at least two images, found 0"),
-        (["distance", "{}", "{}", "--features", "{}/none.pth"], "no file of Inception weights"),
-        (["distance", "{}", "{}", "--features", "mini-none"], "no miniature model 'mini-none'"),
+        (["distance", "{}", "{}", "--inception", "{}/none.pth"], "Inception"),
         (["one", "mini-none", "{}/a.png"], "no miniature model 'mini-none'"),
         (["many", "mini-sd3", "{}", "--prompts", "{}/none.txt", "--count", "2"], "none.txt"),
     ],
