@@ -153,7 +153,10 @@ class Command(NamedTuple):
 
 
 # The names in `miniature.zoo.TRAINERS`, which takes seconds to import.
-TRAINED = ("mini-sd3", "mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small", "mini-clip", "mini-judge")
+TRAINED = (
+    *("mini-sd3", "mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small"),
+    *("mini-tiny-vae", "mini-small-vae", "mini-clip", "mini-judge"),
+)
 COMMANDS = {
     "reproduce": Command("run studies with their parameters and write pages of them", _reproduce_arguments, _reproduce),
     "train": Command("train a miniature model from nothing, or resume, and ship it", _train_arguments, _train),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..study.reproduce import Task
 
+COUNTED = (FiguresParameters, SweepParameters, QualityParameters, CompressionParameters)  # studies of `_grids`
 RGB = 3  # bytes of a pixel that PNG did not make smaller: no image takes more
 
 
@@ -51,7 +52,7 @@ def of_studies(tasks: list[Task]) -> list[Estimate]:
 
 def _of_study(task: Task, made: set[tuple[Path, str]]) -> Estimate:
     parameters = task.checked
-    if not isinstance(parameters, SamplingParameters):
+    if not isinstance(parameters, COUNTED):
         return Estimate(task.name, basis=_told_by_notebook(task))
     images = here = nfe = alone = 0
     for folder, table in _grids(parameters):
@@ -157,11 +158,11 @@ def _grids(p: SamplingParameters) -> Iterator[tuple[Path, pd.DataFrame]]:
 
 
 def _told_by_notebook(task: Task) -> str:
-    """What the notebook says about its own time, for a study that makes no images."""
+    """What the notebook says about its own time, for a study whose images are not counted here, or that has none."""
     cells = json.loads(task.notebook.read_text(encoding="utf-8"))["cells"]
     text = "".join(cells[0]["source"]) if cells else ""
     found = re.search(r"\*\*Time\*\*(.*)", text)
-    return f"no images; the notebook says of its time{found[1]}" if found else "no images; its time is not known"
+    return f"not counted; the notebook says of its time{found[1]}" if found else "not counted; its time is not known"
 
 
 def print_studies(estimates: list[Estimate]) -> None:

@@ -110,10 +110,17 @@ def anchor(heading: str) -> str:
 
 
 def finding(notebook: Any) -> str:
-    """The first sentence of the conclusion, in Markdown, after what is printed bold like a heading; "" if none."""
-    texts = [c.source for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("## Conclusion")]
-    text = texts[-1].removeprefix("## Conclusion").strip() if texts else ""
-    return first_sentence(re.sub(r"^\*\*[^*]+\*\*\s*", "", text))
+    """The first sentence of the conclusion, in Markdown, after what is printed bold like a heading; "" if none.
+
+    A conclusion that the notebook computes is what the cell after it prints.
+    """
+    places = [i for i, c in enumerate(notebook.cells) if c.cell_type == "markdown" and "## Conclusion" in c.source]
+    if not places:
+        return ""
+    text = notebook.cells[places[-1]].source.partition("## Conclusion")[2]
+    following = notebook.cells[places[-1] + 1 : places[-1] + 2]
+    printed = "".join(o.text for c in following for o in c.get("outputs", ()) if o.get("name") == "stdout")
+    return first_sentence(re.sub(r"^\*\*[^*]+\*\*\s*", "", (printed or text).strip()))
 
 
 def first_sentence(text: str) -> str:

@@ -156,7 +156,15 @@ def test_the_banner_names_a_large_model(tmp_path):
     assert "Figures and tables are of stabilityai/sd3." in pages.write(tmp_path).read_text()
 
 
-@pytest.mark.parametrize("name", STUDIES)
+def test_a_computed_conclusion_is_what_the_next_cell_prints():
+    notebook = study(conclusion="The sentences below are computed.")
+    cell = nbformat.v4.new_code_cell("print(...)")
+    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="It holds. More.\n")]
+    notebook.cells.append(cell)
+    assert pages.finding(notebook) == "It holds."
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if (NOTEBOOKS / f"{name}.ipynb").is_file()])
 def test_committed_notebooks_name_a_finding_and_a_figure(name):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     tagged = [c for c in notebook.cells if pages.BEST_FIGURE in c.metadata.get("tags", ())]
