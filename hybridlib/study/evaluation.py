@@ -152,7 +152,7 @@ def compare(folder: Path, reference: Path, clip_model: str, inception: Path | No
         sets.append([path for path in sorted(each.rglob("*")) if path.suffix.lower() in PICTURES])
         if len(sets[-1]) < 2:
             raise ValueError(f"{each} must hold at least two images, found {len(sets[-1])}")
-    return scores(*sets, clip_model, inception=inception)
+    return scores(sets[0], sets[1], clip_model, inception=inception)
 
 
 def _folder(paths: Sequence[Path]) -> Path:
