@@ -79,6 +79,7 @@ def fid_and_is(
         batch_size=batch_size,
         cuda=(device or default_device()).startswith("cuda"),
         cache=False,
+        save_cpu_ram=True,  # images are read here, not by more workers than there are cores
         verbose=False,
         **options,
     )
