@@ -147,13 +147,17 @@ def compare(folder: Path, reference: Path, clip_model: str, inception: Path | No
     """
     if inception is not None:
         check(inception)
-    images, real = (
-        [p for p in sorted(each.rglob("*")) if p.suffix.lower() in PICTURES] for each in (folder, reference)
-    )
-    for each, found in ((folder, images), (reference, real)):
-        if len(found) < 2:
-            raise ValueError(f"{each} must hold at least two images, found {len(found)}")
-    return scores(images, real, clip_model, inception=inception)
+    sets = []
+    for each in (folder, reference):
+        sets.append([path for path in sorted(each.rglob("*")) if path.suffix.lower() in PICTURES])
+        if len(sets[-1]) < 2:
+            raise ValueError(f"{each} must hold at least two images, found {len(sets[-1])}")
+    return scores(*sets, clip_model, inception=inception)
+
+
+def _folder(paths: Sequence[Path]) -> Path:
+    """The deepest folder that holds them all."""
+    return Path(os.path.commonpath([path.parent.resolve() for path in paths]))
 
 
 def _features(paths: Sequence[Path], clip: ClipAlignment) -> Features:
