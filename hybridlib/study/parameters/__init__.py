@@ -9,13 +9,13 @@ from .studies import (
     FidelityParameters,
     FiguresParameters,
     HiqmParameters,
-    ImmiscibleParameters,
     QualityParameters,
     SchedulingParameters,
     SimilarityParameters,
     SplitParameters,
     SweepParameters,
 )
+from .training import ImmiscibleParameters
 
 __all__ = [
     "STUDIES",
