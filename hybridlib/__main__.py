@@ -52,6 +52,7 @@ def _reproduce_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--notebooks", nargs="*", default=[], metavar="N", help="numbers, names or paths, such as 01; all by default"
     )
+    parser.add_argument("--workers", type=int, metavar="W", help="notebooks at once (default: one a core, at most 4)")
     parser.add_argument("--on-cpu", action="store_true", help="run studies of large images without a GPU all the same")
     _dry_run(parser)
 
@@ -69,7 +70,7 @@ def _reproduce(given: Namespace) -> int:
         for sentence in missing:
             print(f"error: {sentence}", file=sys.stderr)
         return 2
-    return reproduce.reproduce(tasks)
+    return reproduce.reproduce(tasks, reproduce.default_workers() if given.workers is None else given.workers)
 
 
 def _train_arguments(parser: ArgumentParser) -> None:

@@ -7,7 +7,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,26 +43,70 @@ class Result(NamedTuple):
     error: str = ""
 
 
-def reproduce(tasks: Sequence[Task]) -> int:
+def reproduce(tasks: Sequence[Task], workers: int = 1) -> int:
     """Run all notebooks and write their pages; a failed one does not keep the others from running.
+
+    Args:
+        workers: notebooks that run at once, each with its share of the processor's threads. On a processor alone that
+            pays: two threads make the miniatures hardly quicker than one.
 
     Returns:
         Exit status: 0 if all ran, else 1.
+
+    Raises:
+        ValueError: if workers is below 1.
     """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
     folder = OUTPUTS / tasks[0].checked.profile
+    workers = min(workers, len(tasks))
     os.environ[LOG] = "1"  # nobody sits in front of the kernels
-    results = []
-    for number, task in enumerate(tasks, start=1):
-        print(f"[{number}/{len(tasks)}] {task.name}", flush=True)
-        results.append(run(task, folder))
-        trace = (folder / task.name / TRACEBACK).relative_to(folder.parent)
-        status = f"FAILED: {results[-1].error} [{trace}]" if results[-1].error else "done"
-        print(f"[{number}/{len(tasks)}] {task.name} {status} ({results[-1].seconds:.0f} s)", flush=True)
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    failed = []
+    for number, result in enumerate(_results(tasks, folder, workers), start=1):
+        trace = (folder / result.name / TRACEBACK).relative_to(folder.parent)
+        status = f"FAILED: {result.error} [{trace}]" if result.error else "done"
+        print(f"[{number}/{len(tasks)}] {result.name} {status} ({result.seconds:.0f} s)", flush=True)
+        failed += [result] if result.error else []
     print(f"pages: {pages.write(folder)}")
-    failed = [result for result in results if result.error]
     for result in failed:
         print(f"failed: {result.name}: {result.error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def default_workers() -> int:
+    """One notebook for each core, at most four; one alone where there is a GPU, whose memory they would share."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+
+
+def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Result]:
+    """Run tasks in their order as far as workers are free, one that reads what another writes after that one."""
+    if workers == 1:
+        for task in tasks:
+            print(f"{task.name} ...", flush=True)
+            yield run(task, folder)
+        return
+    waiting, running = list(tasks), dict[Future[Result], Task]()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        while waiting or running:
+            unfinished = [*waiting, *running.values()]
+            for task in [t for t in waiting if not any(_reads(t, other) for other in unfinished)]:
+                if len(running) < workers:
+                    print(f"{task.name} ...", flush=True)
+                    waiting.remove(task)
+                    running[pool.submit(run, task, folder)] = task
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                yield future.result()
+
+
+def _reads(task: Task, other: Task) -> bool:
+    """Whether a parameter of the task names a file of the other's outputs."""
+    written = f"{other.checked.profile}/{other.name}/"
+    return any(isinstance(value, str) and written in value for value in task.checked.model_dump().values())
 
 
 def collect(profile: str, wanted: Sequence[str] = ()) -> list[Task]:

@@ -59,6 +59,28 @@ def test_a_failing_notebook_is_named_and_the_others_run(project, capsys):
     assert "\x1b" not in trace
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_notebooks_run_side_by_side_but_a_reader_waits_for_its_writer(project, capsys):
+    made = "outputs/toy/03_writer/made.txt"
+    writes = f"import time, pathlib; time.sleep(3); pathlib.Path({made!r}).write_text('text')"
+    nbformat.write(notebook(writes), project / "03_writer.ipynb")
+    reader = notebook("print(open(source).read())")
+    reader.cells[1].source += "\nsource = ''"
+    nbformat.write(reader, project / "04_reader.ipynb")
+    (project / "own").mkdir()
+    (project / "own" / "03_writer.yaml").write_text("profile: toy")
+    (project / "own" / "04_reader.yaml").write_text(f"profile: toy\nsource: {made}")
+    (project / "own" / "02_good.yaml").write_text("profile: toy")
+    wanted = ["--notebooks", "02", "03_writer.ipynb", "04_reader.ipynb", "--workers", "3"]
+    assert main(["reproduce", "own", *wanted]) == 0
+    told = capsys.readouterr().out
+    assert told.index("03_writer ...") < told.index("[1/3] 02_good done")  # side by side
+    assert told.index("03_writer done") < told.index("04_reader ...")
+    assert main(["reproduce", "own", *wanted[:-1], "0"]) == 2
+    assert "workers must be at least 1, got 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
