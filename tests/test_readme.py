@@ -61,6 +61,7 @@ def test_image_quality(image_quality):
     )
 
 
+@pytest.mark.slow
 def test_planner_and_claims(image_quality):
     later = results.load("05_anchored")
     alone = hiqm.cube(later, "wSIM")
@@ -94,6 +95,7 @@ def test_fits_of_published_curves():
     )
 
 
+@pytest.mark.slow
 def test_compression():
     rows = compression_claims.published_rows()
     difference = compression_claims.reference_differences(compression_claims.fit_surfaces(rows))["difference"].max()

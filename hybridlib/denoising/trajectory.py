@@ -162,9 +162,13 @@ class Trajectory:
         """Every step from `start` to `stop`."""
         for segment in self.segments:
             steps, move = segment.stop - segment.start, Move(segment.conditioning, segment.codec, segment.denoiser)
-            for slope in segment.thinning.slopes(steps) if segment.thinning else repeat(None, steps):
-                yield move._replace(slope=slope)
-                move = move._replace(codec=None)
+            then = move._replace(codec=None)
+            if segment.thinning is None:
+                yield move
+                yield from repeat(then, steps - 1)
+            else:
+                for i, slope in enumerate(segment.thinning.slopes(steps)):
+                    yield (then if i else move)._replace(slope=slope)
 
     def with_codec(self, step: int, codec: Codec) -> Trajectory:
         """The same trajectory whose latents pass `codec` after `step` updates, at noise level sigmas[step].

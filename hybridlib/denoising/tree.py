@@ -106,8 +106,7 @@ class Tree:
         self.seeds = tuple(by_seed)
         self._seed_of = [trajectory.seed for trajectory in trajectories]
         self.roots = tuple(tuple(members) for members in by_seed.values())
-        paths = [list(t.moves()) for t in trajectories]
-        self.levels = self._grow(paths, nfe)
+        self.levels = self._grow(trajectories, nfe)
         self.evaluations = tuple(evaluations or [1] * self.stop)[self.start : self.stop]
         self.cost = self._cost()
 
@@ -136,15 +135,20 @@ class Tree:
         """The name of every denoiser that runs a step, each once, in the order of the steps."""
         return list(dict.fromkeys(edge.denoiser for level in self.levels for edge in level))
 
-    def _grow(self, paths: list[list[Move]], nfe: Callable[[str, Conditioning], int]) -> tuple[tuple[Edge, ...], ...]:
+    def _grow(
+        self, trajectories: Sequence[Trajectory], nfe: Callable[[str, Conditioning], int]
+    ) -> tuple[tuple[Edge, ...], ...]:
+        numbers: dict[Move, int] = {}  # of each different move: numbers are compared many times quicker
+        paths = [_numbered(t.moves(), numbers) for t in trajectories]
+        shapes = [_edge(move, nfe) for move in numbers]
         rows, levels = self.roots, []
         for step in range(self.stop - self.start):
             level = []
             for parent, members in enumerate(rows):
-                forks: dict[Move, list[int]] = {}
+                forks: dict[int, list[int]] = {}
                 for index in members:
                     forks.setdefault(paths[index][step], []).append(index)
-                level += [_edge(parent, move, tuple(indices), nfe) for move, indices in forks.items()]
+                level += [Edge(parent, shapes[n][1], tuple(found), *shapes[n][3:]) for n, found in forks.items()]
             levels.append(tuple(level))
             rows = tuple(edge.members for edge in level)
         return tuple(levels)
@@ -159,6 +163,16 @@ class Tree:
         return Cost(sum(c.tree for c in by_denoiser), sum(c.one_at_a_time for c in by_denoiser), by_denoiser)
 
 
-def _edge(parent: int, move: Move, members: tuple[int, ...], nfe: Callable[[str, Conditioning], int]) -> Edge:
+def _numbered(moves: Iterable[Move], numbers: dict[Move, int]) -> list[int]:
+    path, last, number = [], None, -1
+    for move in moves:
+        if move is not last:  # a segment repeats one object
+            last, number = move, numbers.setdefault(move, len(numbers))
+        path.append(number)
+    return path
+
+
+def _edge(move: Move, nfe: Callable[[str, Conditioning], int]) -> Edge:
+    """The edge that a move makes, without its place in the tree."""
     number = nfe(move.denoiser, move.conditioning) if move.slope is None else 0
-    return Edge(parent, move.conditioning, members, move.codec, move.denoiser, number, move.slope)
+    return Edge(-1, move.conditioning, (), move.codec, move.denoiser, number, move.slope)

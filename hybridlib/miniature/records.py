@@ -14,7 +14,7 @@ STUDENTS = ("mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small")
 def missing(*names: str) -> str:
     """One sentence naming those that are not shipped here; empty if all are."""
     absent = [name for name in names if not (MODELS / name / "training.json").is_file()]
-    commands = ", ".join(f"`python -m hybridlib.miniature train {name}`" for name in absent)
+    commands = ", ".join(f"`hybridlib train {name}`" for name in absent)
     return f"Not here: {', '.join(absent)}; made by {commands}." if absent else ""
 
 

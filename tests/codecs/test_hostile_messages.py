@@ -167,6 +167,7 @@ def growth(messages):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_memory_stays_within_a_few_rows_of_the_largest_size():
     whole = Message("decimal:4.0,range", torch.float32, (16, 1024, 1024), bytes(9)).seal()
     hostile = [sealed(word, (16, 1024, 1024), bytes(n)) for word in WORDS for n in (9, 40, 1000)]

@@ -25,6 +25,7 @@ def test_published_grids_and_names():
     assert (row["rate"], row["bits"]) == (0.375, 10)
 
 
+@pytest.mark.slow
 def test_costs_are_the_counted_ones():
     """Against the reference's counts: 5,450 and 5,900 runs of 28; 50 whole runs and 9 x 50 tails of 168 and 169."""
     costs = links.published_costs()

@@ -111,6 +111,7 @@ def test_sd3_of_real_size_is_counted():
     assert work(denoiser, side, side).macs == macs > 1e12
 
 
+@pytest.mark.slow
 def test_counting_leaves_the_network_alone_and_knows_its_size():
     pipeline, small = random_sd(), random_unet(width=16)
     weights = [parameter.clone() for parameter in pipeline.unet.parameters()]

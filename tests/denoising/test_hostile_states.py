@@ -84,6 +84,7 @@ def altered(rng, state):
     return state
 
 
+@pytest.mark.slow
 def test_any_content_is_a_state_or_one_sentence(unipc):
     rng = random.Random(0)
     state, tensors = parts(unipc)

@@ -61,6 +61,7 @@ def test_tree_equals_reference_loop(pipeline):
         torch.testing.assert_close(latents[row : row + 1], expected, rtol=0, atol=DRIFT)
 
 
+@pytest.mark.slow
 def test_drift_between_batched_and_single_rows(mini, record_property, capsys):
     trajectories = [
         Trajectory.hybrid("a ring", f"a {colour} ring on {ground}", s, 5, 2.0, 8.0)
@@ -97,6 +98,7 @@ def test_cost_is_what_the_network_evaluates(tiny, monkeypatch):
     assert max(rows) <= 16
 
 
+@pytest.mark.slow
 def test_multistep_solver_history_forks_with_its_row(tiny, monkeypatch):
     solver = DPMSolverMultistepScheduler(
         use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0, solver_order=2

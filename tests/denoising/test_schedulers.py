@@ -95,6 +95,7 @@ def call(pipeline, prompt=PROMPT, **options):
     return pipeline(prompt, generator=torch.Generator().manual_seed(3), max_sequence_length=12, **options)
 
 
+@pytest.mark.slow
 def test_every_flow_scheduler_of_diffusers_is_listed():
     mention_flow = {
         name

@@ -119,6 +119,7 @@ def test_parts_cut_segments_and_leave_codecs_where_they_were():
         path.with_denoisers([("x", 5)])
 
 
+@pytest.mark.slow
 def test_counts_of_the_published_similarity_study():
     """Published needs: 184,162 steps per seed with SIM and NPI, 175,252 without (22 x 22 pairs, s = 0..27)."""
     prompts = PromptSet.load("miniature")
@@ -131,7 +132,10 @@ def test_counts_of_the_published_similarity_study():
     assert Tree(without).steps == 175_252
 
 
-@pytest.mark.parametrize("study", ["SIM", "NPI", "similarity", "anchored"])
+HEAVY = (pytest.param(study, marks=pytest.mark.slow) for study in ("similarity", "anchored"))
+
+
+@pytest.mark.parametrize("study", ["SIM", "NPI", *HEAVY])
 def test_counts_of_the_published_grids(study):
     check = grids.published_cost_check(PromptSet.load("miniature"), [study])
     assert len(check) >= 2

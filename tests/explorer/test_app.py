@@ -51,6 +51,7 @@ def test_a_moved_slider_changes_picture_and_snippet(panel, name, value):
     assert panel.code.value != code
 
 
+@pytest.mark.slow
 def test_the_handover_stays_at_its_share_when_steps_change(panel):
     panel.steps.value, panel.common.value = 20, 10
     panel.steps.value = 40
@@ -82,6 +83,7 @@ def test_unknown_words_and_empty_prompts_are_said_in_the_widget(panel):
     assert panel.picture is not None
 
 
+@pytest.mark.slow
 def test_users_come_and_go(panel):
     panel._add.click()
     assert len(panel.picture.images) == 4
@@ -112,6 +114,7 @@ def test_what_cannot_be_loaded_is_one_sentence_in_the_widget(tmp_path):
         assert "Traceback" not in shown
 
 
+@pytest.mark.slow
 def test_a_page_without_a_kernel_gets_a_picture(mini, monkeypatch):
     monkeypatch.setattr(app, "open_session", lambda *_: Session(mini))
     monkeypatch.setattr(app, "_curves", None)
@@ -121,6 +124,7 @@ def test_a_page_without_a_kernel_gets_a_picture(mini, monkeypatch):
     assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width > 500
 
 
+@pytest.mark.slow
 def test_the_edge_is_played_when_its_tab_is_opened(mini, monkeypatch):
     monkeypatch.setattr(app, "open_session", lambda *_: Session(mini))
     monkeypatch.setattr(app, "_curves", None)

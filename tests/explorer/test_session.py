@@ -56,6 +56,7 @@ MOVES = {
 
 
 @pytest.mark.parametrize("solver", ["euler", "dpm-solver++"])
+@pytest.mark.slow
 def test_every_move_draws_what_one_whole_walk_draws(mini, solver):
     # Bit for bit, though each move goes on from what the ones before left behind.
     session = Session(with_solver(mini, solver))
@@ -107,6 +108,7 @@ def test_clip_scores_each_image_against_its_own_prompt(mini):
     np.testing.assert_array_equal(picture.clip, clip.score(picture.images, USERS))
 
 
+@pytest.mark.slow
 def test_caches_are_bounded(session, monkeypatch):
     monkeypatch.setattr(sessions, "TEXTS", 3)
     for seed in range(sessions.PICTURES + 3):
@@ -140,6 +142,7 @@ def test_bad_controls_are_refused_in_one_sentence(changes, sentence):
         replace(SHORT, **changes)
 
 
+@pytest.mark.slow
 def test_strengths_run_from_weak_to_strong(session):
     short = replace(SHORT, common_step=2, num_inference_steps=3)
     for family, strengths in STRENGTHS.items():

@@ -78,6 +78,7 @@ def times_held(chosen, draws, min_pairs=6):
 
 
 @pytest.mark.parametrize("unit", ["pair", "personal"])
+@pytest.mark.slow
 def test_swapped_labels_show_no_gain_and_no_loss(shipped, unit):
     scores, similarity = shipped
     draws = (as_cubes(labels_swapped(scores, np.random.default_rng(i), unit), similarity) for i in range(60))
@@ -101,6 +102,7 @@ def test_swapped_labels_move_no_inflection(shipped):
     assert (held <= 1).all(), held  # of 20
 
 
+@pytest.mark.slow
 def test_shuffled_steps_show_no_fall_and_no_sigmoid(shipped):
     scores, similarity = shipped
     for i in range(3):
@@ -125,6 +127,7 @@ def test_permuted_similarity_shows_no_slope(shipped):
     assert (held <= 1).all(), held  # of 20
 
 
+@pytest.mark.slow
 def test_true_sigmoids_do_not_miss_a_plateau():
     """L + C overshoots the first score of a true sigmoid, too; how far the curve falls does not differ."""
     draws = [[synthetic(seed=2 * i, slope=0), synthetic(seed=2 * i + 1, slope=0)] for i in range(20)]
@@ -134,6 +137,7 @@ def test_true_sigmoids_do_not_miss_a_plateau():
     assert times_held([PLATEAU], raised, min_pairs=80).iloc[0] == 1
 
 
+@pytest.mark.slow
 def test_quality_kept_until_just_before_the_claimed_step_does_not_hold():
     draws = [[synthetic(shift=3.0, slope=0.0, seed=2 * i), synthetic(seed=2 * i + 1)] for i in range(20)]
     measured = claims.check(*draws[0], rounds=2, claims=[KEEPS])["measured"][0]
@@ -180,6 +184,7 @@ def test_every_replicate_counts_though_redraws_empty_a_bin(shipped):
     assert table[["measured", "low", "high"]].notna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_unidentified_fits_count():
     """Straight lines: a sigmoid's L and C run away, the curve does not."""
     line = synthetic()._replace(quality=np.broadcast_to(1 - 0.01 * STEPS, (22, 22, 28)) + 0.001 * synthetic().quality)
@@ -284,6 +289,7 @@ def test_sweep_claims_follow_the_direction_of_the_metric():
     assert claims.check_sweep(table, "x", False)["verdict"].tolist() == [intervals.FAILS] * 3
 
 
+@pytest.mark.slow
 def test_sweep_claims_do_not_hold_where_settings_do_nothing():
     tables = [claims.check_sweep(sweep(np.random.default_rng(i), effect=False), "x", True) for i in range(40)]
     held = (pd.DataFrame([table["verdict"] for table in tables]) == intervals.HOLDS).sum()

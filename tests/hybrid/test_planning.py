@@ -127,6 +127,7 @@ def test_what_cannot_be_planned_is_refused():
     assert brisque.max_common_step(0.5, -45.0).estimate > 0
 
 
+@pytest.mark.slow
 def test_redrawn_prompts_give_the_spread_of_a_fresh_list():
     """`predict` promises the mean over another list of as many prompts: draw such lists and count."""
     kept = []
@@ -172,6 +173,7 @@ def test_across_schedules_tells_noise_levels_from_steps():
         validation.across_schedules({schedules[0]: by_level[schedules[0]]})
 
 
+@pytest.mark.slow
 def test_the_collapse_holds_on_the_shipped_schedules():
     """Eleven schedules of mini-sd3: a surface fitted to the ten others predicts as well as the schedule's own."""
     from hybridlib.hybrid import schedules

@@ -72,6 +72,7 @@ def test_what_is_written_is_what_the_published_scripts_write(tmp_path):
         assert values[0] == values[1]
 
 
+@pytest.mark.slow
 def test_published_sheets_give_the_published_curves(tmp_path):
     """From sheets to curves, against the released means of each bin and the published smoothed curves.
 

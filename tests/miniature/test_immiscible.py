@@ -105,6 +105,7 @@ def test_every_arm_names_an_assignment(small):
         small.assignment("best")
 
 
+@pytest.mark.slow
 def test_pieces_are_remembered_and_make_one_table(small, monkeypatch):
     table = small.results()
     assert len(small.pieces()) == 6

@@ -56,6 +56,7 @@ def test_judge_reads_what_the_renderer_drew():
     assert judge.accuracy(judge.Judge.load(MODELS / "mini-judge"), count=512) >= 0.97
 
 
+@pytest.mark.slow
 def test_autoencoder_psnr_is_piq_psnr(mini):
     """Our mean of per-image PSNR against piq on the same reconstructions."""
     import piq

@@ -60,24 +60,36 @@ def test_the_text_encoder_starts_where_mini_sd3_listened():
 
 
 def test_the_teachers_answer_becomes_noise(monkeypatch):
-    """A teacher that knows the clean latents on its straight path gives exactly the noise that was added."""
+    """Of a teacher that knows the clean latents on its straight path: the noise that was added, captioned or not."""
     clean = 0.7
+    kept = DDIMScheduler(trained_betas=sd.trained_betas()).alphas_cumprod
 
-    class Knowing(nn.Module):
+    class Teacher(nn.Module):
         def forward(self, straight, levels, ids, ids_2):
             levels = levels[:, None, None, None]
             return (straight - (1 - levels) * clean) / levels - clean
 
-    class Silent(nn.Module):
+    class Student(nn.Module):
+        def __init__(self, says):
+            super().__init__()
+            self.says = says
+
         def forward(self, noisy, timesteps, ids):
             assert timesteps.dtype == torch.int64
-            assert timesteps.min() >= 0
-            assert timesteps.max() <= 999
-            return torch.zeros_like(noisy)
+            signal = kept[timesteps][:, None, None, None]
+            empty = (ids == ids[:, -1:]).sum(1) > ids.shape[1] - 2
+            return self.says((noisy - signal.sqrt() * clean) / (1 - signal).sqrt(), empty[:, None, None, None])
 
-    monkeypatch.setattr(sd.TextToVelocity, "shipped", staticmethod(Knowing))
-    loss_of = sd.noise_loss(Silent(), sample_scenes(6, seed=1), torch.full((6, 16, 8, 8), clean))
-    terms = loss_of(loop._draw(sd.RECIPE, 3, 0, torch.device("cpu")))
+    def losses(says, guided):
+        loss_of = sd.noise_loss(Student(says), sample_scenes(6, seed=1), torch.full((6, 16, 8, 8), clean), guided)
+        return loss_of(loop._draw(sd.RECIPE, 3, 0, torch.device("cpu")))
+
+    monkeypatch.setattr(sd.TextToVelocity, "shipped", staticmethod(Teacher))
     # float32: the noise is a difference of latents divided by a level as small as 0.01
-    assert terms["teacher"].item() == pytest.approx(2 * terms["noise"].item(), rel=1e-3)
-    assert terms["teacher"].item() > 1.0
+    assert losses(lambda noise, empty: noise, guided=False).item() < 1e-3
+    assert losses(lambda noise, empty: 0 * noise, guided=False).item() > 1.0
+    assert max(term.item() for term in losses(lambda noise, empty: noise, guided=True).values()) < 1e-3
+    same = losses(lambda noise, empty: noise + 1, guided=True)  # wrong alike with and without a caption
+    assert same["noise"].item() > 1.0 > 1e-3 > same["guidance"].item()
+    other = losses(lambda noise, empty: noise + empty, guided=True)  # wrong where there is none
+    assert other["guidance"].item() > 1.0

@@ -33,6 +33,7 @@ def parameters(unet):
     return sum(parameter.numel() for parameter in unet.parameters())
 
 
+@pytest.mark.slow
 def test_students_are_made_and_draw(untrained, tmp_path):
     large = parameters(untrained.unet)
     assert large <= 1.65e6
@@ -56,6 +57,7 @@ def test_students_are_made_and_draw(untrained, tmp_path):
         evaluations.clear()
 
 
+@pytest.mark.slow
 def test_scores_are_remembered(monkeypatch, tmp_path):
     """The recipe's own scores, on two images and one step, and from the file the second time."""
     torch.manual_seed(0)

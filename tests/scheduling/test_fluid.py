@@ -112,6 +112,7 @@ def test_cost_is_relative_to_one_server_and_each_horizon_counts_alike():
     assert relative_cost(reference, reference, (1, 2, 3)).item() == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_it_learns_and_beats_its_start_and_every_yardstick_of_its_information():
     """A light fit at published size: a few seconds. Same arrivals for all, none of them fitted on."""
     model, arrivals = Model.draw(), Arrivals.draw(MecConfig(), range(2), seed=11)
@@ -167,6 +168,7 @@ def test_it_knows_no_slot_and_no_horizon():
         assert np.array_equal(beginning, simulate(Model.draw(short), policy, first).delay_s)
 
 
+@pytest.mark.slow
 def test_the_deadline_trades_the_mean_for_the_tail():
     """A tiny overloaded system, light fits; the control is another fit to the mean, which must not do the same."""
     config = MecConfig(servers=4, max_tasks=20, slots=21).at_load(1.3)
@@ -188,6 +190,7 @@ def test_the_deadline_trades_the_mean_for_the_tail():
     assert not traded(control, mean)
 
 
+@pytest.mark.slow
 def test_shipped_schedulers_serve_horizons_they_were_not_fitted_to():
     """On arrivals that nothing was fitted or chosen on. The control is random choice, which must fail."""
     slots = 240
@@ -311,6 +314,7 @@ def test_a_policy_refuses_another_system():
     assert np.isfinite(simulate(Model.draw(links), policy, Arrivals.draw(links, [0])).mean_s).all()
 
 
+@pytest.mark.slow
 def test_shipped_tables_are_those_of_the_shipped_files():
     """Two episodes of each table are measured again, from the files."""
     for name, again in (("08_front", front.front(2)), ("08_horizons", front.horizons(2, slots=(30, 120)))):

@@ -23,6 +23,7 @@ def mean_delay(policy, model=None, arrivals=PUBLISHED):
     return simulate(model or Model.draw(), policy, arrivals).mean_s
 
 
+@pytest.mark.slow
 def test_greedy_oracle_reproduces_the_measured_digits():
     delays = mean_delay(heuristics.greedy_oracle)
     assert delays[:3].round(7).tolist() == [7.6488337, 7.4506062, 8.1181284]

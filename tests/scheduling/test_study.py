@@ -60,6 +60,7 @@ def curves_of(**delays):
     return pd.concat(parts)
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_read_back_and_an_interrupted_one_goes_on(tmp_path, monkeypatch):
     first = study.Study(TINY, tmp_path, progress=False)
     wanted = {name: getattr(first, name)() for name in ("curves", "leaderboard", "sweeps", "quirks")}

@@ -113,6 +113,7 @@ def test_thinning_is_judged_within_its_margin():
         assert (row["verdict"], row["measured"]) == (expected, pytest.approx(-loss))
 
 
+@pytest.mark.slow
 def test_counted_claims():
     """All but two: the paper's 225.8 M is not what the released weights have, and no released split saves 66 %."""
     table = claims.counted()

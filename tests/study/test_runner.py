@@ -64,6 +64,7 @@ def test_public_prompt_follows_the_group():
     ]
 
 
+@pytest.mark.slow
 def test_same_parameters_twice_give_the_same_bytes(tiny, tmp_path):
     table = small_table()
     first = generate(table, tiny, tmp_path / "a", SETTINGS, progress=False)
@@ -247,6 +248,7 @@ def test_provenance_says_what_made_a_table(tiny):
     json.dumps(record)
 
 
+@pytest.mark.slow
 def test_similarity_study_is_the_published_grid():
     prompts = PromptSet.load("miniature")
     grid = grids.similarity_study(prompts, grids.PUBLISHED_VARIANTS, (1, 2), range(28))
@@ -263,6 +265,7 @@ def test_similarity_study_is_the_published_grid():
     assert own.negative_prompt == ""  # public prompts have no negative
 
 
+@pytest.mark.slow
 def test_anchored_study_is_the_published_grid():
     grid = grids.anchored_study(PromptSet.load("miniature"), grids.LATER_VARIANTS, (1, 2, 3), range(28))
     assert len(grid) == 70_560

@@ -129,6 +129,7 @@ def first_draw():
     return loop._draw(Recipe(steps=1, batch_size=4, learning_rate=0.0), 0, 0, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_student_to_its_teacher(tmp_path):
     teacher, student = pair()
     recipe = Recipe(steps=30, batch_size=4, learning_rate=5e-4, warmup_steps=0, ema_decay=0.0)

@@ -108,6 +108,7 @@ def test_loss_is_that_of_the_definition(kind, huber):
     assert loss.item() == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_distillation_resumes_with_its_target(tmp_path, monkeypatch):
     teacher = small_unet()
 

@@ -114,6 +114,7 @@ def final_latents(unet, paired=True):
     return generate
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_definition_and_the_unet_is_whole_afterwards():
     unet = pruning.remove_blocks(small_unet(), "tiny")
     weights = {key: value.clone() for key, value in unet.state_dict().items()}

@@ -10,6 +10,7 @@ from torch import nn
 from hybridlib.training import decoders, sizes
 
 
+@pytest.mark.slow
 def test_published_networks_have_their_published_sizes():
     """Parameters as Hybrid SD's reference counts them, to the last one; GMACs to the digit that is given."""
     unets = sizes.published_unets()

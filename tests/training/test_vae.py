@@ -145,6 +145,7 @@ def test_mixed_colours_stay_images():
     assert vae.mix_colours(grey, 1.0, torch.Generator().manual_seed(0)).std(1).max() > 0.1  # channels differ now
 
 
+@pytest.mark.slow
 def test_tiny_training_learns_and_resumes(teacher, tmp_path, monkeypatch):
     settings = PLAIN._replace(cycle=("decoder", "encoder", "discriminator"), colour_mixing=0.1, filter_every=3)
     settings = settings._replace(discriminator_rate=1.0)
