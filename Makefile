@@ -32,12 +32,16 @@ arguments:  # refused before the environment is built
 # One thread a worker: two torch processes of several threads each slow each other down many times.
 PYTEST := OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 
-test: env  ## the test suite without its slow part, then every committed notebook against its stored outputs
-	$(PYTEST) -m "not slow"
-	$(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg notebooks
+NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg
+LONG := $(wildcard notebooks/05*.ipynb notebooks/1*.ipynb)
 
-test-slow: env $(VENV)/.site  ## the rest: trainings, killed runs, null data, every shipped number measured again, the site
+test: env  ## the quick tests, then the quick notebooks against their stored outputs
+	$(PYTEST) -m "not slow"
+	$(NBVAL) $(filter-out $(LONG), $(wildcard notebooks/*.ipynb))
+
+test-slow: env $(VENV)/.site  ## the rest: trainings, killed runs, null data, every shipped number measured again, the site, the longer notebooks
 	$(PYTEST) -m slow
+	$(NBVAL) $(LONG)
 
 test-browser: env  ## the explorer in JupyterLab, driven in headless Chromium (apt-get install chromium chromium-driver)
 	$(call install,browser)
