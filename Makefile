@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 EXTRAS := dev,metrics,rl
 PINNED := --quiet --constraint constraints.txt --editable
 # uv installs what pip would, several times quicker; pip reaches indexes that only its own configuration names.
-install = $(RUN) -m uv pip install --python $(RUN) $(PINNED) '.[$(1)]' || $(RUN) -m pip install $(PINNED) '.[$(1)]'
+install = $(RUN) -m uv pip install --compile-bytecode --python $(RUN) $(PINNED) '.[$(1)]' || $(RUN) -m pip install $(PINNED) '.[$(1)]'
 
 .PHONY: env arguments reproduce test test-slow test-browser lint format notebooks results site bench clean clean-outputs help
 

@@ -87,7 +87,7 @@ def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Resu
     if workers == 1:
         for task in tasks:
             print(f"{task.name} ...", flush=True)
-            yield run(task, folder)
+            yield run(task.notebook, task.parameters, folder)
         return
     waiting, running = list(tasks), dict[Future[Result], Task]()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -97,7 +97,7 @@ def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Resu
                 if len(running) < workers:
                     print(f"{task.name} ...", flush=True)
                     waiting.remove(task)
-                    running[pool.submit(run, task, folder)] = task
+                    running[pool.submit(run, task.notebook, task.parameters, folder)] = task
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[future]
                 yield future.result()
@@ -176,21 +176,21 @@ def _task(notebook: Path, parameters: Path) -> Task:
     return Task(notebook, parameters, own)
 
 
-def run(task: Task, folder: Path) -> Result:
+def run(notebook: Path, parameters: Path, folder: Path) -> Result:
     """Execute one notebook with papermill; on success put the executed notebook in place."""
     import nbformat
     import papermill
     import yaml
     from papermill.exceptions import PapermillExecutionError
 
-    target = folder / task.name
+    target = folder / notebook.stem
     target.mkdir(parents=True, exist_ok=True)
     running, began, error, trace = target / "running.ipynb", time.perf_counter(), "", ""
     try:
         papermill.execute_notebook(
-            task.notebook,
+            notebook,
             running,
-            parameters=yaml.safe_load(task.parameters.read_text(encoding="utf-8")) or {},
+            parameters=yaml.safe_load(parameters.read_text(encoding="utf-8")) or {},
             kernel_name="python3",
             cwd=Path.cwd(),  # where the paths in a parameter file begin
             progress_bar=sys.stderr.isatty(),
@@ -210,7 +210,7 @@ def run(task: Task, folder: Path) -> Result:
     if not error:
         for stale in (pages.FAILED, TRACEBACK):
             (target / stale).unlink(missing_ok=True)
-    return Result(task.name, time.perf_counter() - began, error)
+    return Result(notebook.stem, time.perf_counter() - began, error)
 
 
 def _first_line(text: str) -> str:
