@@ -77,6 +77,7 @@ def test_drift_between_batched_and_single_rows(mini, record_property, capsys):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.slow
 def test_batch_size_changes_nothing_but_rounding(tiny, batch_size):
     trajectories = grid()
     expected = sample(tiny, trajectories, batch_size=64, **OPTIONS).latents()

@@ -110,6 +110,7 @@ def test_history_is_kept_or_begins_anew(case, restart):
     assert torch.equal(other, expected) != multistep
 
 
+@pytest.mark.slow
 def test_rows_that_hand_over_at_different_steps_begin_anew_each_on_its_own():
     pipeline, small = build("sd dpm")
     splits = [(1, 3), (2, 2), (4, 0), (0, 4)]
@@ -152,6 +153,7 @@ def test_a_handoff_through_a_state_is_bitwise(case, handoff):
         sample(edge, [Trajectory(3, (Segment(PROMPT, 2, STEPS, 4.0),))], resume=state, **given)
 
 
+@pytest.mark.slow
 def test_a_state_is_not_taken_over_by_a_model_of_another_space():
     cloud, _ = build("sd dpm")
     outline = Trajectory(3, (Segment(PROMPT, 0, 2, 4.0),))

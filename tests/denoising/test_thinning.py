@@ -77,6 +77,7 @@ def test_published_evaluation_counts(setting, evaluations):
     assert path.nfe == 2 * (evaluations + 50 - setting[3])
 
 
+@pytest.mark.slow
 def test_rows_share_what_they_evaluate_alike_and_each_is_itself(pair):
     """Thinned beside plain, other strengths and other prompts: each row as alone, the common warm-up once."""
     pipeline, small = pair

@@ -84,6 +84,7 @@ splits = st.builds(lambda t, a: t.with_denoisers([("", a), ("small", 6 - a)]), h
 
 
 @given(st.lists(hybrids | splits, min_size=1, max_size=20))
+@pytest.mark.slow
 def test_tree_shares_exactly_the_common_prefixes(trajectories):
     tree = Tree(trajectories)
     assert (tree.cost.tree, tree.steps) == brute_force_cost(trajectories)

@@ -140,6 +140,7 @@ def test_the_lcm_class_of_diffusers_is_the_same_model():
     assert not torch.equal(other, expected)  # the embedding matters
 
 
+@pytest.mark.slow
 def test_every_scheduler_of_diffusion_is_tried():
     assert {kind.__name__ for _, kind, _, _ in CASES.values()} == set(DIFFUSION_SCHEDULERS)
     for case in CASES:  # what stock pipelines multiply latents by, which a walk therefore need not

@@ -60,6 +60,7 @@ def test_the_handover_stays_at_its_share_when_steps_change(panel):
     assert (panel.common.value, panel.common.max) == (2, 3)
 
 
+@pytest.mark.slow
 def test_a_codec_offers_its_own_strengths(panel):
     for family, strengths in STRENGTHS.items():
         panel.codec.value = family

@@ -34,6 +34,7 @@ def test_the_point_lies_on_the_surface(curves, mini):
     assert second.mean[8] == pytest.approx(float(curves.surface(picture.sigmas[8], curves.surface.similarity_range[0])))
 
 
+@pytest.mark.slow
 def test_rates_are_those_of_study_07_at_the_nearest_noise_level(curves, mini):
     session = Session(mini)
     controls = Controls("a circle", USERS, common_step=8, codec=codec_of("adaptive (ours)", 1.0))

@@ -148,6 +148,7 @@ def test_quality_kept_until_just_before_the_claimed_step_does_not_hold():
 # ---------------------------------------------------------------- data with the effect
 
 
+@pytest.mark.slow
 def test_claims_hold_on_data_made_to_hold_and_fail_where_reversed():
     with_sim, without = synthetic(shift=4.0, noise=0.002, seed=1), synthetic(noise=0.002, seed=2)
     table = claims.check(with_sim, without, rounds=60).set_index("claim")["verdict"]

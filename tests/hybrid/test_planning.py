@@ -185,6 +185,7 @@ def test_the_collapse_holds_on_the_shipped_schedules():
     assert (means["others_by_share"] / means["own"]).max() > 1.5
 
 
+@pytest.mark.slow
 def test_promises_are_kept_on_fresh_prompts_and_the_estimate_is_no_promise():
     """Shipped scores: the safe step keeps the floor about as often as it says, the best estimate half of the time."""
     plain = hiqm.cube(results.load("05_image_quality"), PLAIN)

@@ -58,6 +58,7 @@ def test_classes_are_told_by_their_captions():
     assert torch.equal(conditioned["encoder_hidden_states"], told.embeds[[5, -1]])
 
 
+@pytest.mark.slow
 def test_judges_read_the_training_set(small):
     """What the arms are measured by sees in encoded scenes what was drawn; features are those of the metric."""
     judges, (latents, labels) = Judges(), small.objects

@@ -209,6 +209,7 @@ def test_shipped_schedulers_serve_horizons_they_were_not_fitted_to():
     assert not holds(uniform_random)
 
 
+@pytest.mark.slow
 def test_the_shortest_deadline_keeps_the_tail_of_opt_ts_and_a_fifth_less_mean():
     """The aim of the knob, on arrivals of its own. The control is the fit to the mean, whose tail is far longer."""
     model, arrivals = Model.draw(), Arrivals.draw(MecConfig(), range(10), seed=31)

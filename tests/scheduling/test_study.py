@@ -99,6 +99,7 @@ def test_all_policies_of_a_leaderboard_meet_the_same_arrivals(tmp_path):
     assert (rest >= bound.reindex(rest.index) - 1e-4).all()
 
 
+@pytest.mark.slow
 def test_short_trainings_that_a_long_one_contains_are_not_made_again(tmp_path):
     run = study.Study(TINY, tmp_path, progress=False)
     base = run.quirks()
@@ -181,6 +182,7 @@ def reference(delays):
     return curves_of(x=delays).assign(method=claims.REFERENCE)
 
 
+@pytest.mark.slow
 def test_rules_that_never_learn_have_nothing_to_converge_to():
     """The committed curves, and rules played afresh. In seconds they "converged" at episode 475, 153, 1, 125 and 8."""
     table = claims.convergence(results.load("08_curves"))

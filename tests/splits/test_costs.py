@@ -74,6 +74,7 @@ def test_a_budget_below_the_cheapest_is_refused(published):
         costs.check_budgets(table, [1.0, 0.4])
 
 
+@pytest.mark.slow
 def test_an_embedded_scale_costs_one_evaluation():
     denoiser = denoiser_of(random_sd(time_cond_proj_dim=16))
     assert costs.network_of(denoiser, 7.0).evaluations == 1

@@ -46,6 +46,7 @@ def test_a_trajectory_says_all_of_it(table):
     assert coded.iloc[0]["trajectory"].segments[2].codec == MinMax(4)
 
 
+@pytest.mark.slow
 def test_bytes_and_compute_are_counted(table):
     pipeline, small = random_sd(), random_unet(width=16, seed=5)
     models, settings = Models({"small": small}, "reset"), Settings(4, 32)

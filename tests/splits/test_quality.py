@@ -128,6 +128,7 @@ class Brightness:
         return np.array([np.asarray(image).mean() / 255 for image in images])
 
 
+@pytest.mark.slow
 def test_a_study_runs_and_knows_its_references(tmp_path):
     """Random models end to end: distances are to the large model's own image of the same prompt and seed."""
     made = grids.divisions(["0,4", "2,2", "4,0"], 4, ["2,2"], ["2,1,0.3,4"])

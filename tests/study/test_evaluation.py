@@ -131,6 +131,7 @@ def test_real_images_are_squashed_or_cropped():
     assert np.array_equal(opened(protocols.prepared(wide, crop, real=True)), centre)
 
 
+@pytest.mark.slow
 def test_a_whole_run_and_what_is_there_is_not_made_again(coco, tmp_path, monkeypatch):
     table = evaluation.evaluate(MINI, "mini-sd3", coco[1], tmp_path / "out", captions=coco[0])
     images = sorted((tmp_path / "out" / "images").iterdir())

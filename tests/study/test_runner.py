@@ -74,6 +74,7 @@ def test_same_parameters_twice_give_the_same_bytes(tiny, tmp_path):
     assert first.cost == second.cost
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_not_run_again(tiny, tmp_path, monkeypatch):
     generate(small_table(), tiny, tmp_path, SETTINGS, progress=False)
     monkeypatch.setattr(tiny.transformer, "forward", lambda *a, **k: pytest.fail("evaluated the network"))
@@ -91,6 +92,7 @@ def test_the_ledger_of_one_model_is_named_as_ever(tiny, tmp_path):
     assert [p.stem for p in (tmp_path / ".ledger").iterdir()] == [digest(context, rows)]
 
 
+@pytest.mark.slow
 def test_a_ledger_tells_denoisers_and_handoffs_apart(tmp_path):
     pipeline, settings = random_sd(), SETTINGS._replace(num_inference_steps=3)
     paths = [Trajectory.plain("a ring", seed, 4.0, "", 3).with_denoisers([("", 1), ("small", 2)]) for seed in (1, 2)]
@@ -112,6 +114,7 @@ def test_a_ledger_tells_denoisers_and_handoffs_apart(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "alter"])
+@pytest.mark.slow
 def test_damaged_images_are_made_again(tiny, tmp_path, damage):
     table = small_table()
     generate(table, tiny, tmp_path, SETTINGS, progress=False)
@@ -126,6 +129,7 @@ def test_damaged_images_are_made_again(tiny, tmp_path, damage):
     assert snapshot(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_changed_settings_are_not_mistaken_for_finished_work(tiny, tmp_path):
     table = small_table(seeds=(1,))
     generate(table, tiny, tmp_path, SETTINGS, progress=False)
@@ -205,6 +209,7 @@ class Brightness:
         return np.array([np.asarray(image).mean() + len(prompt) for image, prompt in zip(images, prompts, strict=True)])
 
 
+@pytest.mark.slow
 def test_scores_are_one_tidy_row_an_image(tiny, tmp_path):
     table, metric = small_table(), Brightness()
     generate(table, tiny, tmp_path, SETTINGS, progress=False)

@@ -268,6 +268,7 @@ class TestMarginals:
         batches = [assign_noise(part, generator=seeded(i), **options) for i, part in enumerate(latents.split(256))]
         return torch.cat(batches)
 
+    @pytest.mark.slow
     def test_on_the_leading_components(self):
         latents = scenes(4096)[0]
         components, _ = principal_components(latents, 4)

@@ -29,6 +29,7 @@ def pair(size="tiny"):
 
 
 @pytest.mark.parametrize("size", pruning.SIZES)
+@pytest.mark.slow
 def test_features_have_the_same_shapes_at_the_published_sizes(size):
     """On the meta device, with SD1.4's configuration, and for tiny with the published widths."""
     with torch.device("meta"):
@@ -144,6 +145,7 @@ def test_distillation_brings_the_student_to_its_teacher(tmp_path):
         assert sum(history.terms[term][-5:]) < 0.7 * sum(history.terms[term][:5])
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused():
     teacher, student = pair()
     with pytest.raises(ValueError, match="prediction_type must be"):

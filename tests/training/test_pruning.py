@@ -50,6 +50,7 @@ def test_tiny_is_the_published_configuration(sd1):
     assert shapes == {key: value.shape for key, value in pruning.remove_blocks(sd1, "tiny").state_dict().items()}
 
 
+@pytest.mark.slow
 def test_kept_blocks_keep_their_weights():
     """The first layer on the way down; the first and the last on the way up, one stage further out for tiny."""
     unet = small_unet()

@@ -40,6 +40,7 @@ def test_every_arm_gives_rows_and_noise(world):
             assert torch.equal(again, first), name
 
 
+@pytest.mark.slow
 def test_training_learns_and_depends_on_seed_and_coupling_only(world):
     latents, labels, arms = world
     models = [
@@ -56,6 +57,7 @@ def test_training_learns_and_depends_on_seed_and_coupling_only(world):
     assert after["class error"] < 0.7 * before["class error"]
 
 
+@pytest.mark.slow
 def test_linear_assignment_straightens_paths(world):
     """The one claim that 60 steps of a small network can bear, in both seeds."""
     latents, labels, arms = world

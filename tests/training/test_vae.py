@@ -170,6 +170,7 @@ def test_tiny_training_learns_and_resumes(teacher, tmp_path, monkeypatch):
         assert torch.equal(again.state_dict()[key], value), key
 
 
+@pytest.mark.slow
 def test_small_decoder_comes_back_to_the_original(teacher, tmp_path):
     small = decoders.with_decoder_widths(teacher, (4, 8, 8))
     latents = torch.randn(8, 4, 4, 4)
