@@ -4,10 +4,11 @@ PROFILE ?= miniature
 NOTEBOOKS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
+unexport PYTHONDONTWRITEBYTECODE  # uv leaves compiling to the first import: let that be kept
 EXTRAS := dev,metrics,rl
 PINNED := --quiet --constraint constraints.txt --editable
 # uv installs what pip would, several times quicker; pip reaches indexes that only its own configuration names.
-install = $(RUN) -m uv pip install --compile-bytecode --python $(RUN) $(PINNED) '.[$(1)]' || $(RUN) -m pip install $(PINNED) '.[$(1)]'
+install = $(RUN) -m uv pip install --python $(RUN) $(PINNED) '.[$(1)]' || $(RUN) -m pip install $(PINNED) '.[$(1)]'
 
 .PHONY: env arguments reproduce test test-slow test-browser lint format notebooks results site bench clean clean-outputs help
 
@@ -33,7 +34,7 @@ arguments:  # refused before the environment is built
 PYTEST := OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 
 NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg
-LONG := $(wildcard notebooks/05*.ipynb notebooks/1*.ipynb)
+LONG := $(wildcard notebooks/05*.ipynb notebooks/08*.ipynb notebooks/1*.ipynb)
 
 test: env  ## the quick tests, then the quick notebooks against their stored outputs
 	$(PYTEST) -m "not slow"
