@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import resource
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -130,9 +129,3 @@ def test_site_is_whole_and_stands_alone(site):
 def test_reference_holds_every_public_name(site):
     described = set().union(*(Page(path).ids for path in (site / "reference").glob("*.html")))
     assert sorted(public_names() - described) == []
-
-
-@pytest.mark.slow
-def test_site_takes_less_than_three_minutes(site):
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert used.ru_utime + used.ru_stime < 180  # seconds of one core, of all children so far
