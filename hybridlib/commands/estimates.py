@@ -117,16 +117,10 @@ def _grids(p: SamplingParameters) -> Iterator[tuple[Path, pd.DataFrame]]:
         case QualityParameters():
             variants = grids.PUBLISHED_VARIANTS
             yield folder, grids.similarity_study(prompts, variants, p.seeds, p.common_steps, p.joint_prompts, steps)
-            factorial = grids.similarity_study(
-                prompts,
-                grids.FACTORIAL_VARIANTS,
-                p.factorial_seeds,
-                p.factorial_common_steps,
-                p.factorial_prompts,
-                steps,
+            yield (
+                folder / "factorial",
+                grids.factorial_study(prompts, p.factorial_seeds, p.factorial_common_steps, p.factorial_prompts, steps),
             )
-            has_negative = factorial["personal"] >= len(prompts.public)
-            yield folder / "factorial", factorial[has_negative & (factorial["public"] != factorial["personal"])]
             chosen_schedules = [schedules.Schedule.parse(text) for text in p.noise_schedules]
             for schedule in chosen_schedules:
                 grid = schedules.grid(schedule, p.schedule_shares, prompts, p.schedule_prompts, p.schedule_seeds)

@@ -166,6 +166,20 @@ def similarity_study(
     )
 
 
+def factorial_study(
+    prompts: PromptSet,
+    seeds: Sequence[int],
+    common_steps: Sequence[int],
+    chosen: Sequence[int] | None = None,
+    num_inference_steps: int = 28,
+) -> pd.DataFrame:
+    """The pairs of `similarity_study` under `FACTORIAL_VARIANTS` in which NPI can act: different prompts, of which the
+    second is a personal one and so has a negative."""
+    table = similarity_study(prompts, FACTORIAL_VARIANTS, seeds, common_steps, chosen, num_inference_steps)
+    has_negative = table["personal"] >= len(prompts.public)
+    return table[has_negative & (table["public"] != table["personal"])]
+
+
 def anchored_study(
     prompts: PromptSet,
     variants: Mapping[str, Variant],

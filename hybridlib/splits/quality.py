@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..files import read_image, write_json, write_table
+from ..files import read_image, write_table
 from ..intervals import FAILS, HOLDS, UNDECIDED
 from ..runs import Interval, t_interval
-from ..study.runner import Models, Outcome, generate, provenance, score, with_schedule
+from ..study import runner
 from .costs import check_budgets
 from .grids import LARGE_FIRST
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..denoising.hybrid_call import HybridPipeline
     from ..metrics import Metric
     from ..study.parameters import SamplingParameters
+    from ..study.runner import Models, Outcome
 
 SPLIT = ["method", "split"]
 PAIR = ["personal", "seed"]
@@ -44,12 +45,9 @@ def run(
         The scores with columns rmse (0..1) and ssim against the image of the large denoiser alone, same prompt and
         seed; `sigma` is the noise level at the first handoff.
     """
-    settings = parameters.settings()
-    outcome = generate(table, pipeline, folder, settings, models=models)
-    scores = score(with_schedule(table, table["common_step"], pipeline, settings), folder, metrics, name)
+    scores, outcome = runner.run(table, pipeline, folder, parameters, metrics, name, models)
     scores = beside_large(scores, folder)
     write_table(scores, folder / f"{name}.parquet")
-    write_json(provenance(pipeline, parameters, metrics, models), folder / f"{name}.json")
     return scores, outcome
 
 
@@ -140,12 +138,17 @@ def monotone(scores: pd.DataFrame, value: str, method: str = LARGE_FIRST, confid
     Raises:
         ValueError: if there are fewer than three splits or two seeds.
     """
+    return _trend(_runs(scores, value, method), confidence)
+
+
+def _runs(scores: pd.DataFrame, value: str, method: str) -> np.ndarray:
+    """(seeds, splits) of one method, by rising updates of the large denoiser."""
     part = scores[scores["method"] == method]
     order = part.groupby("split")["large_steps"].first().sort_values().index
     wide = by_seed(part, value)[method]
     if len(order) < 3 or len(wide) < 2:
         raise ValueError(f"a trend needs three splits and two seeds, got {len(order)} and {len(wide)}")
-    return _trend(wide[order].to_numpy(float), confidence)
+    return wide[order].to_numpy(float)
 
 
 def _trend(runs: np.ndarray, confidence: float) -> Trend:
@@ -170,10 +173,7 @@ def null_control(
 
     There is no trend then, so this must be near 0.05 or below.
     """
-    part = scores[scores["method"] == method]
-    order = part.groupby("split")["large_steps"].first().sort_values().index
-    runs = by_seed(part, value)[method][order].to_numpy(float)
-    rng = np.random.default_rng(seed)
+    runs, rng = _runs(scores, value, method), np.random.default_rng(seed)
     return float(np.mean([_trend(rng.permuted(runs, axis=1), 0.95).verdict == HOLDS for _ in range(rounds)]))
 
 
