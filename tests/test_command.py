@@ -64,7 +64,8 @@ def test_what_is_refused_is_one_sentence(capsys, arguments, sentence):
 # --- dry runs
 
 
-def test_a_dry_run_counts_what_the_studies_make_and_starts_nothing(capsys, monkeypatch):
+def test_a_dry_run_counts_what_the_studies_make_and_starts_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(spent, "OUTPUTS", tmp_path)  # runs of one's own would be preferred
     monkeypatch.setattr(reproduce, "reproduce", lambda *a: pytest.fail("started"))
     assert main(["reproduce", "smoke", "--notebooks", "02", "03", "04", "--dry-run"]) == 0
     told = capsys.readouterr().out

@@ -117,22 +117,17 @@ def quality(vae: Any, count: int = 256, seed: int = 900_001) -> dict[str, float]
     parts: dict[str, list[Tensor]] = {}
     for i in range(0, count, 64):
         images = 2 * render(scenes[i : i + 64]) - 1
-        latents = (original.encode(images).latent_dist.mean - _shift(original)) * original.config.scaling_factor
-        decoded = decode(vae, latents)
+        latents = training.normalised(original, original.encode(images).latent_dist.mean)
+        decoded = training.decode(vae, latents)
         encoded = vae.encode(images)
         own = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
         for name, first, second in (
             ("PSNR of mini-sd3's latents against the scene (dB)", decoded, images),
-            ("PSNR of mini-sd3's latents against its own decoder (dB)", decoded, decode(original, latents)),
+            ("PSNR of mini-sd3's latents against its own decoder (dB)", decoded, training.decode(original, latents)),
             ("PSNR of encoding and decoding (dB)", vae.decode(own).sample, images),
         ):
             parts.setdefault(name, []).append(_psnr(first, second))
     return {name: torch.cat(values).mean().item() for name, values in parts.items()}
-
-
-def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Images (B, 3, 64, 64) in [-1, 1] of normalised latents, as a pipeline of mini-sd3 decodes them."""
-    return vae.decode(latents / vae.config.scaling_factor + _shift(vae)).sample
 
 
 def decode_times(vae: Any, rounds: int = TIMED_ROUNDS) -> dict[str, float]:
@@ -168,10 +163,6 @@ def _fastest(vae: Any, rounds: int) -> list[float]:
     return min(runs, key=statistics.median)
 
 
-def _shift(vae: Any) -> float:
-    return vae.config.get("shift_factor") or 0.0
-
-
 def _psnr(first: Tensor, second: Tensor) -> Tensor:
     first, second = ((x / 2 + 0.5).clamp(0, 1) for x in (first, second))
     return -10 * (first - second).square().mean(dim=(1, 2, 3)).log10()
@@ -199,6 +190,6 @@ def table(scenes: int, rounds: int) -> pd.DataFrame:
 def pictures(count: int, seed: int = 900_011) -> dict[str, list[Image]]:
     """Held-out scenes, and what each autoencoder decodes from the latents of mini-sd3."""
     original, images = teacher(), 2 * render(sample_scenes(count, seed)) - 1
-    latents = (original.encode(images).latent_dist.mean - _shift(original)) * original.config.scaling_factor
-    rows = {"scene": images} | {name: decode(shipped(name), latents) for name in NAMES}
+    latents = training.normalised(original, original.encode(images).latent_dist.mean)
+    rows = {"scene": images} | {name: training.decode(shipped(name), latents) for name in NAMES}
     return {name: VaeImageProcessor().postprocess(pixels, "pil") for name, pixels in rows.items()}

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from ..training.loop import Draw
+from ..training.vae import normalised
 from .scenes import IMAGE_SIZE, Scenes, captions, render, sample_scenes
 from .tokens import MAX_TOKENS
 
@@ -37,11 +38,10 @@ def corpus(folder: Path, vae: AutoencoderKL, count: int = SCENES) -> tuple[Scene
     scenes = corpus_scenes(count)
     path = folder / "latents.safetensors"
     if not path.exists():
-        shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
         latents = []
         for i in tqdm(range(0, count, 16), desc="encode scenes", mininterval=2):
             mean = vae.encode(2 * render(scenes[i : i + 16]) - 1).latent_dist.mean
-            latents.append(((mean - shift) * scale).half())
+            latents.append(normalised(vae, mean).half())
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file({"latents": torch.cat(latents).contiguous()}, partial)

@@ -27,6 +27,7 @@ from ..paths import OUTPUTS
 from ..study.parameters import Parameters
 from .denoising_loss import Assignment, Batch, Scheduler, denoising_loss
 from .loop import Draw, History, Recipe, fit
+from .vae import normalised
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -175,7 +176,7 @@ class Images:
     @torch.no_grad()
     def batch(self, rows: Tensor, draw: Draw) -> Batch:
         """Posterior samples of the autoencoder, scaled and shifted, with the embeddings of their captions."""
-        vae, config = self.pipeline.vae, self.pipeline.vae.config
+        vae = self.pipeline.vae
         pixels = torch.stack(list(self.threads.map(self._pixels, rows.tolist())))
         if self.flip:
             flipped = torch.rand(len(rows), generator=draw.generator) < 0.5
@@ -183,7 +184,7 @@ class Images:
         if vae.device != draw.device:
             self.pipeline.to(draw.device)
         posterior = vae.encode((2 * pixels - 1).to(draw.device, vae.dtype)).latent_dist
-        latents = (posterior.sample(draw.generator).float() - (config.shift_factor or 0.0)) * config.scaling_factor
+        latents = normalised(vae, posterior.sample(draw.generator).float())
         texts = [self.source.captions[row] for row in rows.tolist()]
         return Batch(latents, conditioning(self.pipeline, texts, draw.device), self.groups[rows].to(draw.device))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -98,12 +98,17 @@ def pictures_in(folder: Path, size: int) -> Callable[[Draw], Pictures]:
 def encode(vae: AutoencoderKL, images: Tensor, generator: Generator) -> Tensor:
     """Normalised latents (B, C, h, w) as pipelines denoise them, drawn from the posterior, float32."""
     latents = vae.encode(images.to(vae.dtype)).latent_dist.sample(generator).float()
-    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return normalised(vae, latents)
 
 
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Images (B, 3, H, W), float32, of normalised latents."""
-    latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+def normalised(vae: Any, latents: Tensor) -> Tensor:
+    """Latents as networks see them, of latents as an autoencoder encodes them."""
+    return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], float32, of normalised latents."""
+    latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     return vae.decode(latents.to(vae.dtype)).sample.float()
 
 

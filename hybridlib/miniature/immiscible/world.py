@@ -26,6 +26,7 @@ from ...metrics.alignment import ClipAlignment
 from ...paths import MODELS
 from ...training.denoising_loss import Batch, Scheduler
 from ...training.loop import Draw
+from ...training.vae import decode, normalised
 from ..corpus import token_ids
 from ..diffusion import SHIFT, TextToVelocity
 from ..judge import Judge
@@ -86,8 +87,7 @@ class LoneObjects(NamedTuple):
         if not path.exists():
             vae = autoencoder()
             parts = [vae.encode(2 * render(scenes[i : i + 16]) - 1).latent_dist.mean for i in range(0, len(scenes), 16)]
-            latents = (torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor
-            write_atomically(path, save({"latents": latents.contiguous()}))
+            write_atomically(path, save({"latents": normalised(vae, torch.cat(parts)).contiguous()}))
         return LoneObjects(load_file(path)["latents"], labels)
 
 
@@ -212,10 +212,8 @@ class Judges:
     @torch.inference_mode()
     def images(self, latents: Tensor) -> Iterator[Tensor]:
         """Images (b, 3, 64, 64) in [0, 1], 32 at a time."""
-        config = self.vae.config
         for part in latents.split(32):
-            decoded = self.vae.decode(part / config.scaling_factor + config.shift_factor).sample
-            yield (decoded / 2 + 0.5).clamp(0, 1)
+            yield (decode(self.vae, part) / 2 + 0.5).clamp(0, 1)
 
     @torch.inference_mode()
     def look(self, latents: Tensor) -> tuple[Tensor, np.ndarray]:
