@@ -23,6 +23,7 @@ from ..training.loop import Draw, History, Recipe
 from ..training.vae import Pictures, Settings, TinyTraining
 from .corpus import corpus
 from .scenes import render, sample_scenes
+from .vae import shipped as vae_of_mini_sd3
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,11 +54,6 @@ class Trained(NamedTuple):
     history: History
 
 
-def teacher() -> AutoencoderKL:
-    """The autoencoder of mini-sd3, in float32."""
-    return AutoencoderKL.from_pretrained(MODELS / "mini-sd3" / "vae", dtype=torch.float32).eval()
-
-
 def build_tiny() -> AutoencoderTiny:
     """An untrained TAESD in 0.13 M parameters: 16 channels throughout, fewest blocks where the image is large.
 
@@ -75,7 +71,7 @@ def build_tiny() -> AutoencoderTiny:
 def train_tiny(folder: Path) -> Trained:
     """Encoder and decoder for the latents of mini-sd3, in turns with a discriminator on mini-clip's features."""
     torch.manual_seed(TINY.seed)
-    original, clip = teacher(), ClipAlignment.load("mini-clip", device="cpu").model
+    original, clip = vae_of_mini_sd3(), ClipAlignment.load("mini-clip", device="cpu").model
     model = TinyTraining(build_tiny(), Discriminator(perception.clip_features(clip, "mini-clip")))
     distance = perception.clip_distance(clip, "mini-clip")
     history = training.train_tiny(original, model, _pictures(folder, original), distance, folder, TINY, TINY_SETTINGS)
@@ -84,7 +80,7 @@ def train_tiny(folder: Path) -> Trained:
 
 def train_small(folder: Path) -> Trained:
     """The autoencoder of mini-sd3 with half of its decoder's channels, finetuned against the original."""
-    original, clip = teacher(), ClipAlignment.load("mini-clip", device="cpu").model
+    original, clip = vae_of_mini_sd3(), ClipAlignment.load("mini-clip", device="cpu").model
     small = decoders.with_decoder_widths(original, decoders.kept_widths(original, SMALL_KEEP))
     distance = perception.clip_distance(clip, "mini-clip")
     history = training.finetune_small(original, small, _pictures(folder, original), distance, folder, SMALL)
@@ -95,7 +91,7 @@ def shipped(name: str) -> Any:
     """mini-tiny-vae, mini-small-vae, or the autoencoder of mini-sd3 as "mini-sd3", in float32."""
     if name == "mini-tiny-vae":
         return AutoencoderTiny.from_pretrained(MODELS / name, dtype=torch.float32).eval()
-    return decoders.load(MODELS / name, torch.float32) if name == "mini-small-vae" else teacher()
+    return decoders.load(MODELS / name, torch.float32) if name == "mini-small-vae" else vae_of_mini_sd3()
 
 
 def _pictures(folder: Path, original: AutoencoderKL) -> Callable[[Draw], Pictures]:
@@ -113,7 +109,7 @@ def _pictures(folder: Path, original: AutoencoderKL) -> Callable[[Draw], Picture
 def quality(vae: Any, count: int = 256, seed: int = 900_001) -> dict[str, float]:
     """Mean PSNR in dB (data range 1) over held-out scenes: of what `vae` decodes from the latents of mini-sd3, against
     the scenes and against what mini-sd3 decodes, and of the scenes encoded and decoded by `vae` alone."""
-    original, scenes = teacher(), sample_scenes(count, seed)
+    original, scenes = vae_of_mini_sd3(), sample_scenes(count, seed)
     parts: dict[str, list[Tensor]] = {}
     for i in range(0, count, 64):
         images = 2 * render(scenes[i : i + 64]) - 1
@@ -137,7 +133,7 @@ def decode_times(vae: Any, rounds: int = TIMED_ROUNDS) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = [_fastest(model, rounds) for model in (teacher(), vae)]
+        seconds = [_fastest(model, rounds) for model in (vae_of_mini_sd3(), vae)]
     finally:
         torch.set_num_threads(threads)
     ratios = sorted(slow / fast for slow, fast in zip(*seconds, strict=True))
@@ -189,7 +185,7 @@ def table(scenes: int, rounds: int) -> pd.DataFrame:
 @torch.inference_mode()
 def pictures(count: int, seed: int = 900_011) -> dict[str, list[Image]]:
     """Held-out scenes, and what each autoencoder decodes from the latents of mini-sd3."""
-    original, images = teacher(), 2 * render(sample_scenes(count, seed)) - 1
+    original, images = vae_of_mini_sd3(), 2 * render(sample_scenes(count, seed)) - 1
     latents = training.normalised(original, original.encode(images).latent_dist.mean)
     rows = {"scene": images} | {name: training.decode(shipped(name), latents) for name in NAMES}
     return {name: VaeImageProcessor().postprocess(pixels, "pil") for name, pixels in rows.items()}

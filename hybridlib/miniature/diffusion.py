@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from ..paths import MODELS
+from ..progress import quiet_libraries
 from ..training.loop import Draw, History, Recipe, fit
 from .corpus import corpus, draw_captions, token_ids
 from .tokens import MAX_TOKENS, build_tokenizer
@@ -67,10 +68,11 @@ class TextToVelocity(nn.Module):
         """That of mini-sd3 as it ships, in float32."""
         folder, tokenizer = MODELS / "mini-sd3", build_tokenizer()
         model = TextToVelocity(len(tokenizer), tokenizer.eos_token_id)
-        for name in ("text_encoder", "text_encoder_2"):
-            part = CLIPTextModelWithProjection.from_pretrained(folder / name, dtype=torch.float32)
-            setattr(model, name, part)
-        model.transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
+        with quiet_libraries():
+            for name in ("text_encoder", "text_encoder_2"):
+                part = CLIPTextModelWithProjection.from_pretrained(folder / name, dtype=torch.float32)
+                setattr(model, name, part)
+            model.transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
         return model.requires_grad_(False).eval()
 
 

@@ -15,7 +15,7 @@ from .corpus import corpus, draw_captions, token_ids
 from .diffusion import TextToVelocity
 from .scenes import Scenes
 from .tokens import build_tokenizer
-from .vae import for_sd
+from .vae import for_sd, shipped
 
 # First what scenes look like, then what a caption changes in them, last the same at a falling rate.
 RECIPE = Recipe(
@@ -102,7 +102,7 @@ def start_text_encoder() -> CLIPTextModel:
 def train(folder: Path) -> tuple[StableDiffusionPipeline, dict[str, tuple[Recipe, History]]]:
     """Train at a constant rate, then let the rate fall to zero. A longer training changes `GUIDED.steps` alone."""
     torch.manual_seed(RECIPE.seed)
-    vae = AutoencoderKL.from_pretrained(MODELS / "mini-sd3" / "vae", dtype=torch.float32)
+    vae = shipped()
     model = TextToNoise(start_text_encoder())
     scenes, latents = corpus(folder, vae, CORPUS_SCENES)
     runs = {}

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ..paths import MODELS
 from ..training.loop import Draw, History, Recipe, fit
 from .scenes import render, sample_scenes
 
@@ -42,6 +43,11 @@ def build() -> AutoencoderKL:
         use_post_quant_conv=False,
         sample_size=64,
     )
+
+
+def shipped() -> AutoencoderKL:
+    """That of mini-sd3 as it ships, in float32."""
+    return AutoencoderKL.from_pretrained(MODELS / "mini-sd3" / "vae", dtype=torch.float32).eval()
 
 
 def for_sd(vae: AutoencoderKL) -> AutoencoderKL:

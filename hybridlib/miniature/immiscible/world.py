@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import (
-    AutoencoderKL,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -33,6 +32,7 @@ from ..judge import Judge
 from ..scenes import COLOURS, SHAPES, render, sample_lone
 from ..sd import trained_betas
 from ..tokens import build_tokenizer
+from ..vae import shipped
 
 CLASSES = len(SHAPES) * len(COLOURS)  # of lone objects: shape times colour; the number after them stands for none
 TOKENS = slice(2, 5)  # of a caption such as "a red star": colour, shape, end
@@ -85,7 +85,7 @@ class LoneObjects(NamedTuple):
         labels = scenes.shape[:, 0] * len(COLOURS) + scenes.colour[:, 0]
         path = folder / f"{digest('lone objects', count, seed, shapes, colours)}.safetensors"
         if not path.exists():
-            vae = autoencoder()
+            vae = shipped()
             parts = [vae.encode(2 * render(scenes[i : i + 16]) - 1).latent_dist.mean for i in range(0, len(scenes), 16)]
             write_atomically(path, save({"latents": normalised(vae, torch.cat(parts)).contiguous()}))
         return LoneObjects(load_file(path)["latents"], labels)
@@ -107,11 +107,6 @@ class Training:
         seen = labels if self.conditional else torch.full_like(labels, CLASSES)
         conditioning = self.told.conditioning(self.model, seen)
         return Batch(self.objects.latents[rows], conditioning, labels, self.directions[labels])
-
-
-def autoencoder() -> AutoencoderKL:
-    """That of mini-sd3, float32."""
-    return AutoencoderKL.from_pretrained(MODELS / "mini-sd3" / "vae", dtype=torch.float32).requires_grad_(False).eval()
 
 
 def network(model: str, seed: int, size: int = 8) -> nn.Module:
@@ -206,7 +201,7 @@ class Judges:
     """Images of latents, what mini-judge reads in them, and their mini-clip features."""
 
     def __init__(self) -> None:
-        self.vae, self.judge = autoencoder(), Judge.load(MODELS / "mini-judge")
+        self.vae, self.judge = shipped(), Judge.load(MODELS / "mini-judge")
         self.clip = ClipAlignment.load("mini-clip", "cpu").model
 
     @torch.inference_mode()
