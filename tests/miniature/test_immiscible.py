@@ -205,6 +205,6 @@ def test_processes_make_the_same_pieces(small, tmp_path, monkeypatch, capfd):
 
 def test_lone_objects_are_kept(tmp_path, monkeypatch):
     first = LoneObjects.drawn(6, 1, 2, 2, tmp_path)
-    monkeypatch.setattr(world, "autoencoder", None)
+    monkeypatch.setattr(world, "shipped", None)
     assert torch.equal(LoneObjects.drawn(6, 1, 2, 2, tmp_path).latents, first.latents)
     assert set(first.labels.tolist()) <= {0, 1, len(COLOURS), len(COLOURS) + 1}
