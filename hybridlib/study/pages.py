@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .pieces import PIECES
+
 EXECUTED, FAILED = "executed.ipynb", "failed.ipynb"  # in the folder of a study
 BEST_FIGURE, PARAMETERS, INJECTED = "best-figure", "parameters", "injected-parameters"  # tags of cells
 VERDICTS = ("holds", "does not hold", "cannot be told")
@@ -279,6 +281,6 @@ def _comparison(studies: Sequence[Study]) -> str:
 
 def _tables(folder: Path) -> str:
     files = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.suffix in TABLES]
-    shown = [f for f in files if not any(part.startswith(".") for part in f.parts)]
+    shown = [f for f in files if not any(part.startswith(".") or part == PIECES for part in f.parts)]
     links = (f"- [{f.as_posix()}]({f.as_posix()})" for f in shown)
     return "\n".join(["## Tables", "", *links]) if shown else ""

@@ -9,6 +9,7 @@ import pytest
 from hybridlib.paths import NOTEBOOKS
 from hybridlib.study import pages
 from hybridlib.study.parameters import STUDIES
+from hybridlib.study.pieces import PIECES
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 OTHER = PNG.replace("NgAWjR9", "NgAWjR8")
@@ -80,8 +81,10 @@ def folder(tmp_path_factory):
     broken = study("03 · Three")
     broken.cells[3].outputs = [nbformat.v4.new_output("error", ename="ValueError", evalue="no\nmore", traceback=[])]
     put(folder, "03_three", broken, failed=True)
-    (folder / "01_one" / ".hidden").mkdir()
-    for table in ("01_one/scores.parquet", "01_one/.hidden/secret.parquet", "02_two/sheet.xlsx"):
+    for place in (".hidden", PIECES):
+        (folder / "01_one" / place).mkdir()
+        (folder / "01_one" / place / "secret.parquet").touch()
+    for table in ("01_one/scores.parquet", "02_two/sheet.xlsx"):
         (folder / table).touch()
     pages.write(folder)
     return folder

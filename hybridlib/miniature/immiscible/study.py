@@ -7,7 +7,6 @@ Pieces are independent of each other, so any number of processes may share them;
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ...files import digest, read_table, write_atomically, write_json, write_table
+from ...files import digest, write_atomically, write_json
 from ...metrics.distribution import frechet_distance
+from ...study.pieces import remembered, written
 from ...training.assignment import class_means
 from ...training.denoising_loss import NONE, Assignment, denoising_loss
 from ...training.evaluation import class_mean_error, straightness
@@ -164,7 +164,7 @@ class Study:
     def piece(self, piece: Piece) -> pd.DataFrame:
         """The measures of one training: a row each with measure, steps (of sampling; 0 where there are none), value."""
         key = self._key(piece)
-        table = self._remembered(key, lambda: self._trained_and_measured(piece, key))
+        table = remembered(self.folder, key, lambda: self._trained_and_measured(piece, key))
         self._checkpoint(key).unlink(missing_ok=True)
         return table
 
@@ -211,7 +211,7 @@ class Study:
         """All pieces in one tidy table: model, start, arm, seed, measure, steps, value."""
         table = pd.concat([self.piece(piece) for piece in self.pieces()], ignore_index=True)
         table = table[["model", "start", "arm", "seed", "measure", "steps", "value"]]
-        return self._written("results", table)
+        return written(table, self.folder, "results", self.parameters)
 
     # Keys and files.
     def _recipe(self, steps: int, learning_rate: float, seed: int) -> Recipe:
@@ -231,22 +231,6 @@ class Study:
         lists = {"profile", "seeds", "flow_arms", "epsilon_arms", "finetune_arms"}
         facts = {name: v for name, v in p.model_dump().items() if name not in lists and not name.startswith("cost_")}
         return digest(VERSION, facts, piece._asdict())
-
-    def _remembered(self, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        path = self.folder / "pieces" / f"{key}.parquet"
-        if not path.exists():
-            write_table(compute(), path)
-        return read_table(path)
-
-    def _written(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
-        """The table in its place, its provenance beside it."""
-        from ...study.runner import git_revision, versions
-
-        write_table(table, self.folder / f"{name}.parquet")
-        origin: dict[str, Any] = {"notebook": self.parameters.notebook, "parameters": self.parameters.model_dump()}
-        origin |= {"versions": versions().to_dict(), "git_revision": git_revision()}
-        write_json(origin, self.folder / f"{name}.json")
-        return table
 
 
 def _mean_loss(loss_of: Any, size: int, seed: int) -> float:

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ...files import digest, read_table, write_json, write_table
+from ...files import digest
 from ...progress import bar
+from ...study.pieces import remembered, written
 from ..learners.d2sac import D2sacA, D2sacB
 from ..learners.dqn import DqnTs
 from ..learners.lad import LadTs
@@ -169,7 +170,7 @@ class Study:
         """Delay of every episode and seed while training, and of `LINES`, ours and the bound on the same arrivals."""
         parts = [self._piece(self.training(m), partial(self._curve, m)) for m in self.parameters.methods]
         parts.append(self._piece(["lines", VERSION, dataclasses.asdict(self.training("LAD-TS"))], self._lines))
-        return self._written("curves", pd.concat(parts))
+        return written(pd.concat(parts), self.folder, "curves", self.parameters)
 
     def leaderboard(self) -> pd.DataFrame:
         """Every policy at every load on the same arrivals: one row per load, policy, seed and episode.
@@ -185,7 +186,7 @@ class Study:
             methods = p.methods if load is None else p.load_methods
             learned = [self._learned(Training(m, config, episodes, tuple(seeds)), load is None) for m in methods]
             parts.append(pd.concat([rules, *learned]).assign(load=round(load or published, 4)))
-        return self._written("leaderboard", pd.concat(parts))
+        return written(pd.concat(parts), self.folder, "leaderboard", self.parameters)
 
     def sweeps(self) -> pd.DataFrame:
         """LAD-TS, `LINES`, ours and the bound along the published axes: a row per point, policy, seed and episode."""
@@ -194,7 +195,7 @@ class Study:
             training = Training("LAD-TS", config, p.sweep_episodes, tuple(p.sweep_seeds), settings)
             both = [self._rules(config, LINES, p.sweep_fluid_iterations), self._learned(training)]
             parts.append(pd.concat(both).assign(axis=axis, value=value, load=round(Model.draw(config).load, 4)))
-        return self._written("sweeps", pd.concat(parts))
+        return written(pd.concat(parts), self.folder, "sweeps", self.parameters)
 
     def quirks(self) -> pd.DataFrame:
         """Short trainings, published and with one switch turned: one row per switch, seed and episode."""
@@ -208,7 +209,7 @@ class Study:
             else:
                 curve = self._piece(training, partial(self._short_curve, training))
             parts.append(curve.assign(switch=name))
-        return self._written("quirks", pd.concat(parts))
+        return written(pd.concat(parts), self.folder, "quirks", self.parameters)
 
     # Pieces of work.
     def _contains(self, short: Training) -> bool:
@@ -279,20 +280,4 @@ class Study:
     def _piece(self, key: Any, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The table of a finished piece, or of the piece now computed."""
         name = digest(dataclasses.asdict(key) if dataclasses.is_dataclass(key) else key)  # type: ignore[arg-type]
-        path = self.folder / "pieces" / f"{name}.parquet"
-        if path.exists():
-            return read_table(path)
-        table = compute()
-        write_table(table, path)
-        return table
-
-    def _written(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
-        """The table in its place, its provenance beside it."""
-        from ...study.runner import git_revision, versions
-
-        table = table.reset_index(drop=True)
-        write_table(table, self.folder / f"{name}.parquet")
-        origin: dict[str, Any] = {"notebook": self.parameters.notebook, "parameters": self.parameters.model_dump()}
-        origin |= {"versions": versions().to_dict(), "git_revision": git_revision()}
-        write_json(origin, self.folder / f"{name}.json")
-        return table
+        return remembered(self.folder, name, compute)
