@@ -184,18 +184,18 @@ def slider(browser, label):
 
 
 def _until(browser, selector, seconds):
-    _wait(lambda: browser.find_elements("css selector", selector), seconds, selector)
-    return browser.find_elements("css selector", selector)[0]
+    return _wait(lambda: browser.find_elements("css selector", selector), seconds, selector)[0]
 
 
 def _wait(condition, seconds, what):
+    """What the condition gives as soon as it is true: asked again, it may not be."""
     from selenium.common.exceptions import StaleElementReferenceException
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            if condition():
-                return
+            if found := condition():
+                return found
         except StaleElementReferenceException:  # redrawn while it was read
             pass
         time.sleep(0.2)
