@@ -83,13 +83,14 @@ def default_workers() -> int:
 
 
 def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Result]:
-    """Run tasks in their order as far as workers are free, one that reads what another writes after that one."""
+    """Run tasks as far as workers are free: first those whose outputs others read, then the rest in their order."""
     if workers == 1:
         for task in tasks:
             print(f"{task.name} ...", flush=True)
             yield run(task.notebook, task.parameters, folder)
         return
-    waiting, running = list(tasks), dict[Future[Result], Task]()
+    waiting = sorted(tasks, key=lambda task: not any(_reads(other, task) for other in tasks))
+    running = dict[Future[Result], Task]()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while waiting or running:
             unfinished = [*waiting, *running.values()]
