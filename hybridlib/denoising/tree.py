@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from .blend import texts_of
 from .trajectory import Conditioning, Move, Trajectory, check_type
 
 if TYPE_CHECKING:
@@ -116,9 +117,10 @@ class Tree:
 
     @property
     def texts(self) -> list[str]:
-        """Every prompt and negative prompt that steers a step, each once."""
+        """Every prompt, also inside a blend, and negative prompt that steers a step, each once."""
         conditionings = dict.fromkeys(edge.conditioning for level in self.levels for edge in level)
-        return list(dict.fromkeys(text for c in conditionings for text in (c.prompt, c.negative_prompt) if text))
+        told = (text for c in conditionings for text in (*texts_of(c.prompt), c.negative_prompt))
+        return list(dict.fromkeys(text for text in told if text))
 
     @property
     def steps(self) -> int:
