@@ -116,7 +116,9 @@ def check_sampling(
     check_type("keep", keep, Collection, "a collection of numbers of updates")
     for updates in keep:
         check_type("keep", updates, Integral, "a collection of numbers of updates")
-    check_type("resume", resume, (DenoiseState, type(None)), "a DenoiseState")
+    check_type("resume", resume, (DenoiseState, Sequence, type(None)), "a DenoiseState or a list of them")
+    for state in resume if isinstance(resume, Sequence) else ():
+        check_type("resume", state, DenoiseState, "a DenoiseState or a list of them")
     check_type("progress", progress, (bool, tqdm), "True, False or a bar")
 
 

@@ -101,12 +101,13 @@ class GuidedDenoiser(ABC):
         self.attention_kwargs = attention_kwargs
         self._embeds: dict[tuple[Prompt, bool], tuple[Tensor, ...]] = {}
         self._places: dict[object, tuple[torch.device, torch.dtype]] = {}
+        self._identity: str | None = None
 
     def of_model(self, model: Any) -> Self:
         """The same denoiser with another network; encoded prompts are shared."""
         other = copy.copy(self)
         other.model = model
-        other._places = {}
+        other._places, other._identity = {}, None
         return other
 
     @property
@@ -140,8 +141,10 @@ class GuidedDenoiser(ABC):
 
     @property
     def identity(self) -> str:
-        """A short fingerprint of the network."""
-        return model_identity(self.model)
+        """A short fingerprint of the network, taken once: every state asks for it."""
+        if self._identity is None:
+            self._identity = model_identity(self.model)
+        return self._identity
 
     @property
     def embeds_guidance(self) -> bool:
