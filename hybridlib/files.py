@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def write_atomically(path: Path, data: bytes) -> str:
-    """Write by temporary file and rename, so that `path` is never half-written; returns the SHA-256."""
+def write_atomically(path: Path, data: bytes, shared: bool = False) -> str:
+    """Write by temporary file and rename, so that `path` is never half-written; returns the SHA-256.
+
+    Args:
+        shared: whether others may write the same path at the same time; the temporary file then has a name of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}{'.' + secrets.token_hex(4) if shared else ''}.partial")
     partial.write_bytes(data)
     partial.replace(path)
     return hashlib.sha256(data).hexdigest()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
+from .blend import Blend, Prompt
 from .families import check_pipeline
 from .solvers import check_scheduler
 from .state import DenoiseState
@@ -33,7 +34,7 @@ _NOT_HYBRID = (  # stock arguments that have no meaning when several users share
 class HybridArguments:
     """What a hybrid call takes beside the stock arguments; see `pipelines.HybridPipeline`."""
 
-    public_prompt: str | None = None
+    public_prompt: Prompt | None = None
     common_step: int | Sequence[int] | None = None
     public_guidance_scale: float | None = None
     prompt_unchanged: bool | None = None
@@ -60,7 +61,7 @@ class HybridArguments:
 
     def check(self) -> None:
         """Raise TypeError or ValueError where the arguments have other types or contradict each other."""
-        check_type("public_prompt", self.public_prompt, (str, type(None)), "text")
+        check_type("public_prompt", self.public_prompt, (str, Blend, type(None)), "text or a Blend")
         check_type("public_guidance_scale", self.public_guidance_scale, (Real, type(None)), "a number")
         check_type("prompt_unchanged", self.prompt_unchanged, (bool, type(None)), "True or False")
         check_type("batch_size", self.batch_size, Integral, "a whole number")
@@ -115,7 +116,9 @@ def check_sampling(
     check_type("keep", keep, Collection, "a collection of numbers of updates")
     for updates in keep:
         check_type("keep", updates, Integral, "a collection of numbers of updates")
-    check_type("resume", resume, (DenoiseState, type(None)), "a DenoiseState")
+    check_type("resume", resume, (DenoiseState, Sequence, type(None)), "a DenoiseState or a list of them")
+    for state in resume if isinstance(resume, Sequence) else ():
+        check_type("resume", state, DenoiseState, "a DenoiseState or a list of them")
     check_type("progress", progress, (bool, tqdm), "True, False or a bar")
 
 

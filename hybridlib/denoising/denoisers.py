@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from .blend import Blend, Prompt, mean_embeddings
 from .identity import model_identity
 from .trajectory import Conditioning
 
@@ -72,8 +73,9 @@ class GuidedDenoiser(ABC):
     """A network of a diffusers pipeline with per-row prompt, negative prompt and guidance scale.
 
     Rows at guidance scale <= 1 cost one evaluation, the others two: e = e_neg + g (e_text - e_neg). Prompts are
-    encoded once. `batch_size` bounds the evaluations in one forward; when the device runs out of memory it is halved,
-    with a warning, and the forward is tried again. What differs between families of models is left to subclasses.
+    encoded once, also those of a blend. `batch_size` bounds the evaluations in one forward; when the device runs out
+    of memory it is halved, with a warning, and the forward is tried again. What differs between families of models is
+    left to subclasses.
 
     Args:
         pipeline: a diffusers pipeline that holds network, text encoders, tokenizers, VAE and scheduler.
@@ -97,14 +99,15 @@ class GuidedDenoiser(ABC):
         self.batch_size = batch_size
         self.clip_skip = clip_skip
         self.attention_kwargs = attention_kwargs
-        self._embeds: dict[tuple[str, bool], tuple[Tensor, ...]] = {}
+        self._embeds: dict[tuple[Prompt, bool], tuple[Tensor, ...]] = {}
         self._places: dict[object, tuple[torch.device, torch.dtype]] = {}
+        self._identity: str | None = None
 
     def of_model(self, model: Any) -> Self:
         """The same denoiser with another network; encoded prompts are shared."""
         other = copy.copy(self)
         other.model = model
-        other._places = {}
+        other._places, other._identity = {}, None
         return other
 
     @property
@@ -138,8 +141,10 @@ class GuidedDenoiser(ABC):
 
     @property
     def identity(self) -> str:
-        """A short fingerprint of the network."""
-        return model_identity(self.model)
+        """A short fingerprint of the network, taken once: every state asks for it."""
+        if self._identity is None:
+            self._identity = model_identity(self.model)
+        return self._identity
 
     @property
     def embeds_guidance(self) -> bool:
@@ -239,13 +244,21 @@ class GuidedDenoiser(ABC):
         text[guided] = guided_output
         return text
 
-    def _encoded(self, texts: Sequence[tuple[str, bool]]) -> tuple[Tensor, ...]:
-        for text, negative in dict.fromkeys(texts):
-            if (text, negative) not in self._embeds:
-                self._embeds[text, negative] = self._encode(text, negative)
-        rows = [self._embeds[text] for text in texts]
+    def _encoded(self, texts: Sequence[tuple[Prompt, bool]]) -> tuple[Tensor, ...]:
+        rows = [self._told(*text) for text in texts]
         device, dtype = self._place
         return tuple(torch.cat(parts).to(device, dtype) for parts in zip(*rows, strict=True))
+
+    def _told(self, prompt: Prompt, negative: bool) -> tuple[Tensor, ...]:
+        """What the network is told of a prompt or of the mean of several, remembered."""
+        told = self._embeds.get((prompt, negative))
+        if told is None:
+            if isinstance(prompt, Blend):
+                told = mean_embeddings(prompt, (self._told(text, negative) for text in prompt.prompts))
+            else:
+                told = self._encode(prompt, negative)
+            self._embeds[prompt, negative] = told
+        return told
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

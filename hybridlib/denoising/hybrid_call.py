@@ -69,9 +69,9 @@ class HybridPipeline:
     Stock arguments as in diffusers; the following are added.
 
     Args:
-        public_prompt: prompt of the shared first steps. `prompt` is then one personal prompt or a list, one per
-            user; `negative_prompt` (NPI) and `guidance_scale` act in the personal phase, each one value for all
-            or a list. `num_images_per_prompt` and `generator` choose the noises that all users share.
+        public_prompt: prompt of the shared first steps, a text or a `Blend`. `prompt` is then one personal prompt or
+            a list, one per user; `negative_prompt` (NPI) and `guidance_scale` act in the personal phase, each one
+            value for all or a list. `num_images_per_prompt` and `generator` choose the noises that all users share.
         common_step: number of updates under the public prompt, 0..num_inference_steps, one for all users or a
             list. The handover happens before update `common_step`, at noise level sigmas[common_step]; 0 is a
             purely personal image, num_inference_steps the public one.

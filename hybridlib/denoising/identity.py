@@ -10,7 +10,31 @@ from typing import Any
 def model_identity(model: Any) -> str:
     """A short fingerprint of a diffusers network: its config, dtype, and the first values of every weight tensor."""
     digest = hashlib.sha256(json.dumps(dict(model.config), sort_keys=True, default=str).encode())
-    for name, parameter in model.state_dict().items():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.flatten()[:64].cpu().float().numpy().tobytes())
+    digest.update(_weights(model))
     return f"{type(model).__name__}:{digest.hexdigest()[:16]}"
+
+
+def text_identity(pipeline: Any) -> str:
+    """A short fingerprint of what turns prompts into embeddings in a diffusers pipeline: text encoders, tokenizers.
+
+    Two pipelines of one network differ in it where one of them was loaded without T5, say.
+    """
+    digest = hashlib.sha256(str(pipeline.config.get("force_zeros_for_empty_prompt")).encode())
+    for name, part in sorted(pipeline.components.items()):
+        if part is None or not name.startswith(("text_encoder", "tokenizer")):
+            continue
+        digest.update(f"{name} {type(part).__name__}".encode())
+        if name.startswith("tokenizer"):
+            digest.update(f"{len(part)} {part.model_max_length}".encode())
+        else:
+            digest.update(_weights(part))
+    return digest.hexdigest()[:16]
+
+
+def _weights(model: Any) -> bytes:
+    """Name, shape, dtype and first values of every weight tensor."""
+    told = []
+    for name, parameter in model.state_dict().items():
+        told.append(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        told.append(parameter.flatten()[:64].cpu().float().numpy().tobytes())
+    return b"".join(told)

@@ -23,7 +23,8 @@ class OwnDenoiser:
     """Any object that is called as a `Denoiser` is: `(latents, timestep, conditionings) -> model output`.
 
     `latents` are (rows, channels, height, width), all at noise level `timestep` (scalar tensor, sigma times the length
-    of the training schedule for a flow), with a `Conditioning` for each row: prompt, negative prompt, guidance scale.
+    of the training schedule for a flow), with a `Conditioning` for each row: prompt (a text, or a `Blend` of several),
+    negative prompt, guidance scale.
     It answers what the pipeline's own network answers, guided already: for SD3 the velocity, noise minus data.
 
     Beside being called it has only to say its `identity`, one line of text under which states and ledgers know it; it

@@ -244,6 +244,27 @@ def history_of_rows(history: Mapping[str, Tensor], rows: Sequence[int] | Tensor)
     return {name: tensor[rows] if tensor.ndim else tensor for name, tensor in history.items()}
 
 
+def history_layout(history: Mapping[str, Tensor]) -> tuple[tuple[str, int], ...]:
+    """What the histories of rows must have in common, so that one scheduler steps these rows together."""
+    return tuple(sorted((name, -1 if tensor.ndim else int(tensor)) for name, tensor in history.items()))
+
+
+def joined_history(histories: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The history of rows that were remembered one by one; inverse of `history_of_rows`.
+
+    Raises:
+        ValueError: if their layouts differ.
+    """
+    first = histories[0]
+    if other := [history for history in histories if history_layout(history) != history_layout(first)]:
+        mine, its = (dict(history_layout(history)) for history in (first, other[0]))
+        raise ValueError(f"states to resume together must hold a solver memory of one kind, got {mine} and {its}")
+    return {
+        name: torch.cat([history[name] for history in histories]) if tensor.ndim else tensor
+        for name, tensor in first.items()
+    }
+
+
 def check_history(scheduler: Any, history: Mapping[str, Tensor], shape: tuple[int, ...], ages: Collection[int]) -> None:
     """Raise ValueError unless this is what the scheduler remembers of rows of this shape.
 

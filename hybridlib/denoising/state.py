@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field, fields, replace
+from importlib import metadata
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
@@ -22,6 +23,8 @@ from .trajectory import Trajectory, check_type
 
 FORMAT = "hybridlib.DenoiseState/2"
 _PACKAGES = ("hybridlib", "torch", "diffusers")
+version = functools.cache(metadata.version)  # which reads a file, and every state asks
+_OPTIONAL = {"space", "notes"}  # told in the file only where there are any
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 
@@ -42,6 +45,7 @@ class DenoiseState:
     solver: str  # identity of the solver
     versions: dict[str, str]
     space: Space | None = None  # what another model must share to go on; None in files that do not tell
+    notes: dict[str, str] = field(default_factory=dict)  # of whoever stores it; nothing here reads them
 
     def __post_init__(self) -> None:
         check_type("latents", self.latents, Tensor, "a tensor")
@@ -52,6 +56,7 @@ class DenoiseState:
             check_type(name, getattr(self, name), str, "text")
         check_type("space", self.space, (Space, type(None)), "a Space")
         check_type("versions", self.versions, dict, "a dict of package versions")
+        check_type("notes", self.notes, dict, "a dict of texts")
         if self.latents.ndim != 4 or len(self.latents) != 1 or not self.latents.is_floating_point():
             raise ValueError(f"a state must hold latents of one row, got {tuple(self.latents.shape)}")
         for name, tensor in {"latents": self.latents, "sigmas": self.sigmas, **self.history}.items():
@@ -166,7 +171,7 @@ class DenoiseState:
             f"history.{k}": v for k, v in self.history.items()
         }
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        metadata = {
+        told = {
             "step": self.step,
             "past": self.past.as_json(),
             "model": self.model,
@@ -174,8 +179,10 @@ class DenoiseState:
             "versions": self.versions,
         }
         if self.space is not None:
-            metadata["space"] = self.space._asdict()
-        text = json.dumps(metadata, sort_keys=True)
+            told["space"] = self.space._asdict()
+        if self.notes:
+            told["notes"] = self.notes
+        text = json.dumps(told, sort_keys=True)
         return save(tensors, metadata={"format": FORMAT, "state": text, "sha256": _checksum(text, tensors)})
 
     @staticmethod
@@ -219,7 +226,7 @@ class DenoiseState:
 
 def _from_parts(state: Any, tensors: dict[str, Tensor]) -> DenoiseState:
     wanted = {field.name for field in fields(DenoiseState)} - {"latents", "sigmas", "history"}
-    if not isinstance(state, dict) or set(state) | {"space"} != wanted:
+    if not isinstance(state, dict) or set(state) | _OPTIONAL != wanted:
         raise ValueError(f"it must tell {', '.join(sorted(wanted))}, and does not")
     named = {name for name in tensors if name in ("latents", "sigmas")}
     if len(named) < 2 or not all(name in named or name.startswith("history.") for name in tensors):

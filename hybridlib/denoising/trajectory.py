@@ -14,6 +14,7 @@ from itertools import pairwise, repeat
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .blend import Blend, Prompt
 from .thinning import Thinning
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: 
 class Conditioning(NamedTuple):
     """What steers one denoiser evaluation, in canonical form: without guidance neither scale nor negative matter."""
 
-    prompt: str
+    prompt: Prompt
     negative_prompt: str = ""
     guidance_scale: float = 1.0
 
@@ -57,6 +58,7 @@ class Move(NamedTuple):
 class Segment:
     """Denoising steps `start` up to, not including, `stop` under one prompt by one denoiser.
 
+    The prompt is a text, or the mean of several (`Blend`).
     A guidance scale of 1 or less means no guidance: one evaluation a step, the negative prompt is ignored, and 0 and
     1 are the same thing, as in diffusers. Where the latents cross a link to get here, `codec` says how they are coded:
     they are what it decodes when the segment begins. `denoiser` names the model that runs it, among those that the
@@ -68,7 +70,7 @@ class Segment:
         ValueError: if not 0 <= start < stop, or if the scale is negative or not finite.
     """
 
-    prompt: str
+    prompt: Prompt
     start: int
     stop: int
     guidance_scale: float = 7.0
@@ -78,7 +80,8 @@ class Segment:
     thinning: Thinning | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative_prompt", "denoiser"):
+        check_type("prompt", self.prompt, (str, Blend), "text or a Blend")
+        for name in ("negative_prompt", "denoiser"):
             check_type(name, getattr(self, name), str, "text")
         for name in ("start", "stop"):
             check_type(name, getattr(self, name), Integral, "a whole number of steps")
@@ -170,6 +173,19 @@ class Trajectory:
                 for i, slope in enumerate(segment.thinning.slopes(steps)):
                     yield (then if i else move)._replace(slope=slope)
 
+    def since(self, step: int) -> Trajectory:
+        """What is left of it after `step` updates, to go on with from a state.
+
+        Raises:
+            ValueError: unless start <= step < stop, or if the step lies inside a thinned segment.
+        """
+        if not self.start <= step < self.stop:
+            raise ValueError(f"what is left begins after {self.start}..{self.stop - 1} updates, got {step}")
+        left = [segment for segment in self.segments if segment.stop > step]
+        if left[0].start < step:  # its codec has been passed
+            left[0] = left[0].part(step, left[0].stop, codec=None)
+        return Trajectory(self.seed, tuple(left))
+
     def with_codec(self, step: int, codec: Codec) -> Trajectory:
         """The same trajectory whose latents pass `codec` after `step` updates, at noise level sigmas[step].
 
@@ -210,6 +226,7 @@ class Trajectory:
         segments = []
         for segment in self.segments:
             values = {f.name: getattr(segment, f.name) for f in fields(segment) if f.name not in _OPTIONAL}
+            values |= {"prompt": segment.prompt.as_json()} if isinstance(segment.prompt, Blend) else {}
             values |= {"codec": segment.codec.specification} if segment.codec else {}
             values |= {"thinning": segment.thinning.as_json()} if segment.thinning else {}
             segments.append(values | ({"denoiser": segment.denoiser} if segment.denoiser else {}))
@@ -229,6 +246,8 @@ class Trajectory:
         for entry in values["segments"]:
             if not isinstance(entry, dict) or set(entry) - _OPTIONAL != required:
                 raise ValueError(f"a segment must have {', '.join(sorted(required))}, got {reprlib.repr(entry)}")
+            if isinstance(entry["prompt"], dict):
+                entry = entry | {"prompt": Blend.from_json(entry["prompt"])}
             if "codec" in entry:
                 from ..codecs import parse
 
@@ -240,15 +259,15 @@ class Trajectory:
 
     @staticmethod
     def plain(
-        prompt: str, seed: int, guidance_scale: float = 7.0, negative_prompt: str = "", num_inference_steps: int = 28
+        prompt: Prompt, seed: int, guidance_scale: float = 7.0, negative_prompt: str = "", num_inference_steps: int = 28
     ) -> Trajectory:
         """One prompt from noise to image."""
         return Trajectory(seed, (Segment(prompt, 0, num_inference_steps, guidance_scale, negative_prompt),))
 
     @staticmethod
     def hybrid(
-        public_prompt: str,
-        personal_prompt: str,
+        public_prompt: Prompt,
+        personal_prompt: Prompt,
         common_step: int,
         seed: int,
         public_guidance_scale: float = 2.0,

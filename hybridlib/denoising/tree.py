@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from .blend import texts_of
 from .trajectory import Conditioning, Move, Trajectory, check_type
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def plain_nfe(denoiser: str, conditioning: Conditioning) -> int:
 class Tree:
     """The denoising tree (a trie over steps) of trajectories that all run from step `start` to step `stop`.
 
-    `roots[r]` lists the trajectories that begin in row r (one row a seed), and `levels[i]` the edges of step
+    `roots[r]` lists the trajectories that begin in row r (one row a seed and origin), and `levels[i]` the edges of step
     `start + i`. A row of one level is an edge of the level before, so rows double as indices into latents.
 
     Args:
@@ -80,6 +81,7 @@ class Tree:
             default, which is right for every solver that evaluates once an update.
         nfe: evaluations of a row at one timestep, from the denoiser's name and the conditioning; those of
             classifier-free guidance by default, which is wrong for models that embed the guidance scale.
+        origins: what each trajectory goes on from, where those of one seed begin with different latents.
 
     Raises:
         TypeError: if `trajectories` is no sequence of `Trajectory`.
@@ -91,6 +93,7 @@ class Tree:
         trajectories: Sequence[Trajectory],
         evaluations: Sequence[int] | None = None,
         nfe: Callable[[str, Conditioning], int] = plain_nfe,
+        origins: Sequence[Hashable] | None = None,
     ) -> None:
         check_type("trajectories", trajectories, Sequence, "a list of Trajectory")
         for trajectory in trajectories:
@@ -100,12 +103,12 @@ class Tree:
             found = ", ".join(f"{start}..{stop}" for start, stop in sorted(spans)) or "none"
             raise ValueError(f"all trajectories of one tree must run over the same steps, got {found}")
         self.start, self.stop = spans.pop()
-        by_seed: dict[int, list[int]] = {}
+        begun: dict[tuple[int, Hashable], list[int]] = {}
         for index, trajectory in enumerate(trajectories):
-            by_seed.setdefault(trajectory.seed, []).append(index)
-        self.seeds = tuple(by_seed)
+            begun.setdefault((trajectory.seed, origins[index] if origins else None), []).append(index)
+        self.seeds = tuple(seed for seed, _ in begun)  # of the roots
         self._seed_of = [trajectory.seed for trajectory in trajectories]
-        self.roots = tuple(tuple(members) for members in by_seed.values())
+        self.roots = tuple(tuple(members) for members in begun.values())
         self.levels = self._grow(trajectories, nfe)
         self.evaluations = tuple(evaluations or [1] * self.stop)[self.start : self.stop]
         self.cost = self._cost()
@@ -116,9 +119,10 @@ class Tree:
 
     @property
     def texts(self) -> list[str]:
-        """Every prompt and negative prompt that steers a step, each once."""
+        """Every prompt, also inside a blend, and negative prompt that steers a step, each once."""
         conditionings = dict.fromkeys(edge.conditioning for level in self.levels for edge in level)
-        return list(dict.fromkeys(text for c in conditionings for text in (c.prompt, c.negative_prompt) if text))
+        told = (text for c in conditionings for text in (*texts_of(c.prompt), c.negative_prompt))
+        return list(dict.fromkeys(text for text in told if text))
 
     @property
     def steps(self) -> int:

@@ -52,7 +52,7 @@ def walk(
     noise_from_seeds: bool = False,
     generators: Mapping[int, Generator] | None = None,
     handoff: str = "keep",
-    made_by: str | None = None,
+    made_by: str | Sequence[str] | None = None,
 ) -> Iterator[Front]:
     """Denoise every edge of the tree once, yielding the front after each step.
 
@@ -71,7 +71,7 @@ def walk(
             seed draw the same. They are advanced.
         handoff: what a multistep solver remembers of the denoiser before, where another one takes over: "keep" as
             published for Hybrid SD, whose models share one scheduler, or "reset", which begins anew at first order.
-        made_by: the denoiser that made the latents, where a walk goes on from a state.
+        made_by: the denoiser that made the latents, where a walk goes on from a state; one for all rows or one each.
 
     Raises:
         ValueError: if a denoiser is unknown, or noise is needed and no generators are given.
@@ -79,7 +79,7 @@ def walk(
     check_walk(tree, denoisers, scheduler, generators, handoff)
     begin_at(scheduler, tree.start)
     solver, outputs = RowSolver(scheduler, len(latents)), RowOutputs(tree.is_thinned)
-    last = [made_by] * len(latents)
+    last = [made_by] * len(latents) if made_by is None or isinstance(made_by, str) else list(made_by)
     for updates, level in enumerate(tree.levels, start=tree.start + 1):
         parents = [edge.parent for edge in level]
         if parents != list(range(len(latents))):
