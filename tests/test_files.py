@@ -147,7 +147,7 @@ def test_a_picture_bomb_is_refused_from_its_head(tmp_path, monkeypatch):
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: 2001-99-99", "month must be"),
         ("a: !!int ''", ""),
-        ("[" * 5000, ""),
+        ("[" * 600, ""),
         (b"a: \xff", "can't decode"),
         ("a: [", "line 1"),
     ],
