@@ -289,7 +289,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def check_inside(paths: pd.Series) -> None:
-    """Raise ValueError unless every path is relative and stays below the folder that it is joined to."""
-    outside = paths[paths.str.contains(r"^/|(?:^|/)\.\.(?:/|$)|\\|\x00|^$", regex=True)]
+    """Raise ValueError unless every path is relative and names a file below the folder that it is joined to."""
+    outside = paths[paths.str.contains(r"(?:^|/)\.{0,2}(?:/|$)|\\|\x00", regex=True)]
     if len(outside):
         raise ValueError(f"a path must be relative and lie below the folder of the study, got {outside.iloc[0]!r}")

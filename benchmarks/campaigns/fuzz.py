@@ -115,7 +115,11 @@ def campaign(chosen: list[Kind], cases: int, number: int) -> dict[str, Outcome]:
         base.OUTPUTS, usual = outputs, base.OUTPUTS
         sys.dont_write_bytecode = True  # or a late import would be taken for a case that writes
         try:
-            return {kind.name: run(kind, -(-cases // len(chosen)), number, outputs) for kind in chosen}
+            outcomes = {}
+            for kind in chosen:
+                outcomes[kind.name] = run(kind, -(-cases // len(chosen)), number, outputs)
+                print(f"{kind.name}: {dict(outcomes[kind.name].ends)}", file=sys.stderr, flush=True)
+            return outcomes
         finally:
             base.OUTPUTS = usual
 

@@ -147,6 +147,7 @@ class Half:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_at_any_write_costs_nothing(paint, tmp_path, monkeypatch):
     usual, writes, failing = Path.open, 0, None
 
