@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # such as a full disk
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _dry_run(parser: ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .files import read_yaml
+from .names import closest
 from .paths import PROMPTS, PUBLISHED
+from .trust import InvalidInput, refusing, shown
 
 LARGEST_CLOSED = 1024  # pieces; half of them are the bytes, and CLIP's own tokenizer has 49,408
 SHORT_WORDS = ("a", "an", "on")  # words though they are single letters, or ends of others (cyan, noon)
@@ -76,26 +80,44 @@ class PromptSet:
         """Read a prompt set by its name in `data/prompts` or from the path of a YAML file.
 
         Raises:
-            ValueError: if there is no such file, or it does not hold `groups` of `public` and `personal` prompts.
+            InvalidInput: if there is no such file, or it does not hold `groups` of `public` and `personal` prompts, all
+                of them text.
         """
-        import yaml
-
         path = prompt_file(name)
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         public, personal, negative, group = [], [], [], []
-        try:
-            for index, entry in enumerate(content["groups"]):
-                public.append(str(entry["public"]))
-                for pair in entry["personal"]:
-                    unknown = set(pair) - {"prompt", "negative"}
-                    if unknown:
-                        raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r} beside a personal prompt")
-                    personal.append(str(pair["prompt"]))
-                    negative.append(str(pair.get("negative", "")))
+        with refusing():
+            content = _entry(read_yaml(path), f"{path}: the file", "groups")
+            for index, entry in enumerate(_listed(content["groups"], f"{path}: groups")):
+                entry = _entry(entry, f"{path}: group {index}", "public", "personal")
+                public.append(_text(entry["public"], f"{path}: public prompt {index}"))
+                for pair in _listed(entry["personal"], f"{path}: personal of group {index}"):
+                    where = f"{path}: personal prompt {len(personal)}"
+                    pair = _entry(pair, where, "prompt", optional=("negative",))
+                    personal.append(_text(pair["prompt"], where))
+                    negative.append(_text(pair.get("negative", ""), f"{where}, its negative"))
                     group.append(index)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{path}: expected groups, each with public and personal prompts ({error!r})") from None
-        return PromptSet(tuple(public), tuple(personal), tuple(negative), tuple(group), str(path))
+            return PromptSet(tuple(public), tuple(personal), tuple(negative), tuple(group), str(path))
+
+
+def _entry(value: Any, where: str, *required: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The mapping with these keys that `value` must be."""
+    if not isinstance(value, dict) or set(required) - set(value):
+        raise InvalidInput(f"{where}: expected {' and '.join(required)}, got {shown(value)}")
+    if unknown := sorted(set(value) - {*required, *optional}):
+        raise InvalidInput(f"{where}: unknown key {shown(unknown[0])}{closest(unknown[0], (*required, *optional))}")
+    return value
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidInput(f"{where}: expected a list, got {shown(value)}")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{where}: expected text, got {shown(value)}; YAML takes text for text between quotes")
+    return value
 
 
 def closed_vocabulary(tokenizer: Any) -> tuple[str, ...] | None:
@@ -131,13 +153,13 @@ def warn_of_foreign_words(tokenizer: Any, texts: Iterable[str], stacklevel: int 
 
 
 def prompt_file(name: str) -> Path:
-    """The file of a prompt set, or a ValueError that names where it was looked for."""
-    shipped = PROMPTS / f"{name}.yaml"
-    path = shipped if shipped.is_file() else Path(name)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.yaml")))
-        raise ValueError(f"no prompt set {name!r}: not a file, and not one of {known}")
-    return path
+    """The file of a prompt set, or an `InvalidInput` that names where it was looked for."""
+    for path in (PROMPTS / f"{name}.yaml", Path(name)):
+        with suppress(OSError):  # names too long for a file
+            if path.is_file():
+                return path
+    known = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.yaml")))
+    raise InvalidInput(f"no prompt set {shown(name)}: not a file, and not one of {known}")
 
 
 def public_candidates(prompts: PromptSet, similarity: np.ndarray) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from pathlib import Path
 import hybridlib
 
 PACKAGE = Path(hybridlib.__file__).parent
-GROUND = {"paths", "files", "noise", "intervals", "runs", "fits", "prompts", "progress", "names"}
+GROUND = {"paths", "files", "trust", "noise", "intervals", "runs", "fits", "prompts", "progress", "names"}
 FLOORS = [GROUND, {"codecs"}, {"denoising"}, {"metrics"}, {"study"}]
 FLOORS += [
     {"hybrid", "compression", "splits", "scheduling", "training"},

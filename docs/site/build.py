@@ -57,7 +57,7 @@ def stage(folder: Path) -> None:
     shutil.copytree(DOCS / "guides", folder / "guides")
     for picture in (*DOCS.glob("*.svg"), *DOCS.glob("*.jpg")):
         shutil.copy(picture, folder)
-    for page in (DOCS / "architecture.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+    for page in (DOCS / "architecture.md", DOCS / "reliability.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         text = page.read_text(encoding="utf-8").replace("docs/house.svg", "house.svg")
         (folder / page.name.lower()).write_text(text, encoding="utf-8")
     tables = (RESULTS / "README.md").read_text(encoding="utf-8")

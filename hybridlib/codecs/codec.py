@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..trust import InvalidInput, refusing, seal, unseal
 from .message import DTYPES, LARGEST_SIDE, Message, check_size, shape_of
 
 Seeds = Sequence[int | None] | None
@@ -91,11 +92,12 @@ class RowCodec:
         """Inverse of `encode` up to quantisation.
 
         Raises:
-            ValueError: if there are no messages, or one is truncated, altered, of another shape or another codec.
+            ValueError: if there are no messages; `InvalidInput` if one is truncated, altered, of another shape or
+                codec.
         """
         for data in _listed(messages):
             if (found := Message.open(data).specification) != self.specification:
-                raise ValueError(f"the message was coded by {found}, not by {self.specification}")
+                raise InvalidInput(f"the message was coded by {found}, not by {self.specification}")
         return decode(messages)
 
     def quantise(self, latents: Tensor, seeds: Seeds = None) -> Tensor:
@@ -141,23 +143,29 @@ def parse(specification: str) -> RowCodec:
     return cls(*parameters)
 
 
-def encode(latents: Tensor, codecs: Sequence[Codec], seeds: Seeds = None) -> list[bytes]:
-    """One message a row, each row by its own codec. Raises as `Codec.encode`."""
-    return [codec.encode(row, seed)[0] for row, codec, seed in _each(latents, codecs, seeds)]
+def encode(latents: Tensor, codecs: Sequence[Codec], seeds: Seeds = None, key: bytes | None = None) -> list[bytes]:
+    """One message a row, each row by its own codec, sealed where there is a key (`trust.seal`).
+
+    Raises as `Codec.encode`.
+    """
+    return [seal(codec.encode(row, seed)[0], key) for row, codec, seed in _each(latents, codecs, seeds)]
 
 
-def decode(messages: Sequence[bytes]) -> Tensor:
+def decode(messages: Sequence[bytes], key: bytes | None = None) -> Tensor:
     """Latents (rows, channels, height, width) on the CPU, of messages each of which may have its own codec.
+
+    Args:
+        key: of the seal that every message must have; without a key, none may have one.
 
     Raises:
         TypeError: if `messages` is no sequence of bytes.
-        ValueError: if there are no messages, or one is truncated, altered, or of another shape or dtype; and if one was
-            made, checksum and all, to say what no encoder says. A message never takes more memory than a few times
-            its row of at most `LARGEST_ROW` values.
+        ValueError: if there are no messages; `InvalidInput` if one is truncated, altered, of another shape or dtype, or
+            not sealed by the key; and if one was made, checksum and all, to say what no encoder says. A message never
+            takes more memory than a few times its row of at most `LARGEST_ROW` values.
     """
-    opened = [Message.open(data) for data in _listed(messages)]
+    opened = [_opened(data, key) for data in _listed(messages)]
     if len(kinds := {(message.shape, message.dtype) for message in opened}) > 1:
-        raise ValueError(f"messages of one batch must have one shape and dtype, got {sorted(map(str, kinds))}")
+        raise InvalidInput(f"messages of one batch must have one shape and dtype, got {sorted(map(str, kinds))}")
     return torch.stack([_decoded(message) for message in opened])
 
 
@@ -169,6 +177,13 @@ def _listed(messages: Sequence[bytes]) -> Sequence[bytes]:
     return messages
 
 
+def _opened(data: bytes, key: bytes | None) -> Message:
+    if isinstance(data, (bytes, bytearray, memoryview)):  # of others, `Message.open` says what they should be
+        data = unseal(bytes(data), key, "the message")
+    return Message.open(data)
+
+
+@refusing()
 def _decoded(message: Message) -> Tensor:
     codec = parse(message.specification)
     with np.errstate(all="ignore"):  # what overflows is refused just below

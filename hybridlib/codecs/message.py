@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..trust import InvalidInput, refusing, shown
+
 MAGIC, VERSION = b"HLC", 1
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _SHAPE = struct.Struct("<BHHH")
@@ -55,30 +57,31 @@ class Message(NamedTuple):
 
         Raises:
             TypeError: if `data` are no bytes.
-            ValueError: if the bytes are no such message, of another version, truncated or altered, or tell a shape or
+            InvalidInput: if the bytes are no such message, of another version, truncated or altered, or tell a shape or
                 dtype that no latents have.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"a message must be bytes, got {type(data).__name__}")
         data = bytes(data)
         if not data.startswith(MAGIC):
-            raise ValueError(f"coded latents must begin with {MAGIC!r}, got {data[:3]!r}")
+            raise InvalidInput(f"coded latents must begin with {MAGIC!r}, got {data[:3]!r}")
         if len(data) <= len(MAGIC) or data[len(MAGIC)] != VERSION:
-            raise ValueError(f"coded latents must have format version {VERSION}, got {list(data[3:4])}")
+            raise InvalidInput(f"coded latents must have format version {VERSION}, got {list(data[3:4])}")
         body, checksum = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
         start = len(MAGIC) + 2 + data[len(MAGIC) + 1] if len(data) > len(MAGIC) + 1 else len(data)
         if len(body) < start + _SHAPE.size or _CHECKSUM.pack(zlib.crc32(body)) != checksum:
-            raise ValueError(
+            raise InvalidInput(
                 f"coded latents of {len(data)} bytes are truncated or altered: the checksum does not match"
             )
         dtype, *shape = _SHAPE.unpack_from(body, start)
         channels, height, width = shape
         if dtype >= len(DTYPES):
-            raise ValueError(f"coded latents must have a dtype of number 0..{len(DTYPES) - 1}, got {dtype}")
-        check_size((channels, height, width))
+            raise InvalidInput(f"coded latents must have a dtype of number 0..{len(DTYPES) - 1}, got {dtype}")
+        with refusing():
+            check_size((channels, height, width))
         name = body[len(MAGIC) + 2 : start]
         if not name.isascii():
-            raise ValueError(f"coded latents must name their codec in ASCII, got {name!r}")
+            raise InvalidInput(f"coded latents must name their codec in ASCII, got {shown(name)}")
         payload = body[start + _SHAPE.size :]
         return Message(name.decode("ascii"), DTYPES[dtype], (channels, height, width), payload)
 

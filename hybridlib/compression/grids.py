@@ -13,9 +13,19 @@ import pandas as pd
 from ..codecs import Codec, DecimalRounding, MinMax
 from ..denoising.trajectory import Trajectory
 from ..denoising.tree import Tree
-from ..files import checksum, digest, read_image, write_array, write_atomically, write_json, write_table
+from ..files import (
+    checksum,
+    digest,
+    locked,
+    read_array,
+    read_image,
+    write_array,
+    write_atomically,
+    write_json,
+    write_table,
+)
 from ..study import spent
-from ..study.runner import Outcome, generate, provenance, with_schedule
+from ..study.runner import LOCK, Outcome, generate, provenance, with_schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -176,12 +186,13 @@ def run(
     """Images, distortion and provenance of a grid: `generate`, `distort`, then `<name>.json` beside the table."""
     settings = parameters.settings()
     unique = table.drop_duplicates("path")
-    outcome = generate(unique, pipeline, folder, settings)
     updates = (table["step"] + 1).fillna(settings.num_inference_steps)  # a reference meets no codec
-    scores = distort(with_schedule(table, updates, pipeline, settings), folder, name)
-    write_json(provenance(pipeline, parameters, []), folder / f"{name}.json")
-    images = [folder / path for path in unique["path"]]
-    spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
+    with locked(folder / LOCK):  # no other run changes an image before it is compared
+        outcome = generate(unique, pipeline, folder, settings)
+        scores = distort(with_schedule(table, updates, pipeline, settings), folder, name)
+        write_json(provenance(pipeline, parameters, []), folder / f"{name}.json")
+        images = [folder / path for path in unique["path"]]
+        spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 
 
@@ -220,12 +231,12 @@ def _distortion(pairs: pd.DataFrame, folder: Path) -> np.ndarray:
     checksums = {path: checksum(folder / path) for path in {*pairs["path"], *pairs["original"]}}
     key = digest("grey psnr, ssim", [[checksums[a], checksums[b]] for a, b in pairs.to_numpy()])
     file = folder / ".scores" / f"{key}.npy"
-    if not file.is_file():
+    if (result := read_array(file)) is None:
         references = {path: read_image(folder / path) for path in pairs["original"].unique()}
         images = [read_image(folder / path) for path in pairs["path"]]
         originals = [references[path] for path in pairs["original"]]
-        write_array(np.stack([rule(images, originals, grey=True) for rule in (psnr, ssim)]), file)
-    result: np.ndarray = np.load(file, allow_pickle=False)
+        result = np.stack([rule(images, originals, grey=True) for rule in (psnr, ssim)])
+        write_array(result, file)
     return result
 
 

@@ -29,7 +29,7 @@ FORMAT = "prefix 1"  # part of every digest
 NOTE = "prefix"  # under which a state tells its digest
 PACKAGES = ("hybridlib", "torch", "diffusers", "transformers")
 PARTIAL, WRITING_NS = ".partial", 60 * 10**9  # a younger one is somebody's who is writing
-_OURS = re.compile(r"prefix-([0-9a-f]{24})\.safetensors(\.[0-9a-f]+\.partial)?")  # other files are left alone
+_OURS = re.compile(r"prefix-([0-9a-f]{24})\.safetensors(\.[0-9]+-[0-9a-f]+\.partial)?")  # other files are left alone
 
 
 class Prefix(NamedTuple):
@@ -161,7 +161,7 @@ class PrefixFiles:
             if not (file.path.suffix == PARTIAL and time.time_ns() - file.used < WRITING_NS):
                 file.path.unlink(missing_ok=True)
                 held -= file.size
-        write_atomically(self.path(key), data, shared=True)
+        write_atomically(self.path(key), data)
 
     def pasts(self) -> dict[str, Trajectory]:
         """What led to each prefix, by digest, read from the heads of the files alone and not to be relied on."""

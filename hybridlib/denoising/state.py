@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..files import write_atomically
+from ..trust import InvalidInput, reason, refusing, seal, shown, unseal
 from .denoisers import GuidedDenoiser, Space
 from .solvers import check_history, noise_levels, solver_identity
 from .trajectory import Trajectory, check_type
@@ -105,6 +106,7 @@ class DenoiseState:
             space=made_by.space,
         )
 
+    @refusing()
     def check(
         self,
         denoisers: Mapping[str, GuidedDenoiser],
@@ -122,7 +124,7 @@ class DenoiseState:
             shape: (channels, height, width) of the latents to go on with.
 
         Raises:
-            ValueError: one sentence on the first mismatch of step, seed, version, model, size, schedule, solver.
+            InvalidInput: one sentence on the first mismatch of step, seed, version, model, size, schedule, solver.
         """
         for trajectory in trajectories:
             if trajectory.start != self.step:
@@ -163,15 +165,15 @@ class DenoiseState:
         if (difference := self.space.difference(denoiser.space)) is not None:
             raise ValueError(f"denoiser {name!r} cannot take over from {self.model}: they have {difference}")
 
-    def to_bytes(self) -> bytes:
-        """Serialise; the length is what a network would carry."""
+    def to_bytes(self, key: bytes | None = None) -> bytes:
+        """Serialise, sealed where there is a key (`trust.seal`); the length is what a network would carry."""
         from safetensors.torch import save
 
         tensors = {"latents": self.latents, "sigmas": self.sigmas} | {
             f"history.{k}": v for k, v in self.history.items()
         }
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        told = {
+        metadata: dict[str, Any] = {
             "step": self.step,
             "past": self.past.as_json(),
             "model": self.model,
@@ -179,49 +181,56 @@ class DenoiseState:
             "versions": self.versions,
         }
         if self.space is not None:
-            told["space"] = self.space._asdict()
+            metadata["space"] = self.space._asdict()
         if self.notes:
-            told["notes"] = self.notes
-        text = json.dumps(told, sort_keys=True)
-        return save(tensors, metadata={"format": FORMAT, "state": text, "sha256": _checksum(text, tensors)})
+            metadata["notes"] = self.notes
+        text = json.dumps(metadata, sort_keys=True)
+        about = {"format": FORMAT, "state": text, "sha256": _checksum(text, tensors)}
+        return seal(save(tensors, metadata=about), key)
 
     @staticmethod
-    def from_bytes(data: bytes, source: str = "state") -> DenoiseState:
+    def from_bytes(data: bytes, source: str = "state", key: bytes | None = None) -> DenoiseState:
         """Inverse of `to_bytes`.
+
+        Args:
+            source: what the bytes are called where they are refused.
+            key: of the seal that they must have; without a key, they may have none.
 
         Raises:
             TypeError: if `data` are no bytes.
-            ValueError: if the bytes are truncated, altered, of another format, or say what no state says.
+            InvalidInput: if the bytes are truncated, altered, of another format, not sealed by the key, or say what no
+                state says.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         check_type("data", data, bytes, "bytes")
+        data = unseal(data, key, source)
         try:
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-            raise ValueError(f"{source} is truncated or is no safetensors file ({error})") from None
+            raise InvalidInput(f"{source} is truncated or is no safetensors file ({reason(error)})") from None
         if header.get("format") != FORMAT:
-            raise ValueError(f"{source} has format {header.get('format')!r}, expected {FORMAT!r}")
+            raise InvalidInput(f"{source} has format {shown(header.get('format'))}, expected {FORMAT!r}")
         if {"state", "sha256"} - set(header) or any(tensor.dtype not in _DTYPES for tensor in tensors.values()):
-            raise ValueError(f"{source} holds no state: its metadata or its tensors are those of another file")
+            raise InvalidInput(f"{source} holds no state: its metadata or its tensors are those of another file")
         if _checksum(header["state"], tensors) != header["sha256"]:
-            raise ValueError(f"{source} was altered after it was written: its checksum does not match")
+            raise InvalidInput(f"{source} was altered after it was written: its checksum does not match")
         try:
             return _from_parts(json.loads(header["state"]), tensors)
         except (ValueError, TypeError, RecursionError) as error:  # a right checksum is no proof of an honest writer
-            raise ValueError(f"{source} holds no state that can be gone on with: {error}") from None
+            raise InvalidInput(f"{source} holds no state that can be gone on with: {reason(error)}") from None
 
-    def save(self, path: Path | str) -> None:
-        """Write to `path` by way of a temporary file, so that it is never half-written."""
-        write_atomically(Path(path), self.to_bytes())
+    def save(self, path: Path | str, key: bytes | None = None) -> None:
+        """Write to `path` by way of a temporary file, so that it is never half-written; sealed where there is a key."""
+        write_atomically(Path(path), self.to_bytes(key))
 
     @staticmethod
-    def load(path: Path | str) -> DenoiseState:
+    def load(path: Path | str, key: bytes | None = None) -> DenoiseState:
         """Read what `save` wrote; raises as `from_bytes` does, naming the path."""
         check_type("path", path, (str, Path), "a path")
-        return DenoiseState.from_bytes(Path(path).read_bytes(), source=str(path))
+        return DenoiseState.from_bytes(Path(path).read_bytes(), str(path), key)
 
 
 def _from_parts(state: Any, tensors: dict[str, Tensor]) -> DenoiseState:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
+from ..files import replacing
 from ..training.loop import Draw
 from ..training.vae import normalised
 from .scenes import IMAGE_SIZE, Scenes, captions, render, sample_scenes
@@ -42,10 +43,8 @@ def corpus(folder: Path, vae: AutoencoderKL, count: int = SCENES) -> tuple[Scene
         for i in tqdm(range(0, count, 16), desc="encode scenes", mininterval=2):
             mean = vae.encode(2 * render(scenes[i : i + 16]) - 1).latent_dist.mean
             latents.append(normalised(vae, mean).half())
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(latents).contiguous()}, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({"latents": torch.cat(latents).contiguous()}, partial)
     return scenes, load_file(path)["latents"]
 
 

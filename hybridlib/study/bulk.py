@@ -63,7 +63,7 @@ def make(table: pd.DataFrame, pipeline: HybridPipeline, folder: Path, settings: 
     """Write the images that are missing; None if the part is empty."""
     from .runner import generate
 
-    return generate(table, pipeline, folder, settings) if len(table) else None
+    return generate(table, pipeline, folder, settings, shared=True) if len(table) else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

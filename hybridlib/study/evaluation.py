@@ -164,7 +164,7 @@ def _features(paths: Sequence[Path], clip: ClipAlignment) -> Features:
     """Features (n, D) of images, remembered by chunk beside their folder, so that a killed run goes on where it was."""
     import numpy as np
 
-    from ..files import checksum, digest, read_image, write_array
+    from ..files import checksum, digest, read_array, read_image, write_array
 
     folder = _folder(paths)
     memory = folder.with_name(f".{folder.name}.features")
@@ -172,9 +172,10 @@ def _features(paths: Sequence[Path], clip: ClipAlignment) -> Features:
     for first in range(0, len(paths), CHUNK):
         chunk = paths[first : first + CHUNK]
         file = memory / f"{digest(clip.identity, [checksum(path) for path in chunk])}.npy"
-        if not file.is_file():
-            write_array(clip.image_features([read_image(path) for path in chunk]).numpy(), file)
-        parts.append(np.load(file, allow_pickle=False))
+        if (features := read_array(file)) is None:
+            features = clip.image_features([read_image(path) for path in chunk]).numpy()
+            write_array(features, file)
+        parts.append(features)
     return np.concatenate(parts)
 
 

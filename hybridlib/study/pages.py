@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..files import write_atomically
 from .pieces import PIECES
 
 EXECUTED, FAILED = "executed.ipynb", "failed.ipynb"  # in the folder of a study
@@ -61,9 +62,9 @@ def write(folder: Path) -> Path:
             around.append((f"{studies[number + 1].title} →", f"{studies[number + 1].name}.html"))
         contents = [(text, anchor(text)) for level, text in headings(study.notebook) if level == 2]
         page = render(merged(study.notebook), study.title, neighbours=around, contents=contents)
-        (folder / f"{study.name}.html").write_text(page, encoding="utf-8")
+        write_atomically(folder / f"{study.name}.html", page.encode())
     page = render(index(studies, folder), f"hybridlib, profile {folder.name}")
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    write_atomically(folder / "index.html", page.encode())
     return folder / "index.html"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import read_table, write_json, write_table
+from ..files import locked, read_table, write_json, write_table
+from ..trust import InvalidInput
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,13 +21,29 @@ PIECES = "pieces"  # folder of the pieces in that of a study
 def remembered(folder: Path, key: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The table of a finished piece of the study in `folder`, or of the piece now computed.
 
+    Several processes may share the pieces of a folder: one that another process is computing is waited for. A damaged
+    piece is computed again, after a warning.
+
     Args:
         key: all that decides the piece, as a name of a file.
     """
     path = folder / PIECES / f"{key}.parquet"
+    if (table := _finished(path)) is None:
+        with locked(folder / ".locks" / key):
+            if (table := _finished(path)) is None:  # nor has another process made it meanwhile
+                write_table(compute(), path)
+                table = read_table(path)
+    return table
+
+
+def _finished(path: Path) -> pd.DataFrame | None:
     if not path.exists():
-        write_table(compute(), path)
-    return read_table(path)
+        return None
+    try:
+        return read_table(path)
+    except InvalidInput as error:
+        warnings.warn(f"the piece is computed again: {error}", stacklevel=3)
+        return None
 
 
 def written(table: pd.DataFrame, folder: Path, name: str, parameters: Parameters) -> pd.DataFrame:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ..paths import ROOT
+from ..paths import OUTPUTS, ROOT
 from .parameters import HiqmParameters, Parameters, QualityParameters
 
 LARGE_IMAGE = 512  # pixels; from here on a study on the CPU takes days
@@ -26,7 +27,7 @@ def missing(studies: Mapping[str, Parameters], on_cpu: bool = False) -> list[str
         studies: name -> parameters, in the order in which they will run.
         on_cpu: do not ask for a GPU, whatever it takes.
     """
-    local = [*_missing_gpu(studies, on_cpu), *_missing_scores(studies)]
+    local = [*_unwritable(studies), *_missing_gpu(studies, on_cpu), *_missing_scores(studies)]
     return local or list(_missing_weights(studies))
 
 
@@ -97,6 +98,13 @@ def brisque_weights(name: str) -> None:
     from ..metrics.fidelity import Brisque
 
     Brisque.load(name)
+
+
+def _unwritable(studies: Mapping[str, Parameters]) -> Iterator[str]:
+    for folder in dict.fromkeys(OUTPUTS / parameters.profile for parameters in studies.values()):
+        place = next(place for place in (folder, *folder.parents) if place.is_dir())
+        if not os.access(place, os.W_OK):
+            yield f"{folder}: outputs cannot be written there: {place} is read-only for you"
 
 
 def _missing_gpu(studies: Mapping[str, Parameters], on_cpu: bool) -> Iterator[str]:

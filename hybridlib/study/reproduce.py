@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..files import locked, read_yaml, replacing, write_atomically
 from ..names import closest, require_known
 from ..paths import NOTEBOOKS, OUTPUTS, PARAMETERS
 from ..progress import LOG
@@ -41,6 +43,7 @@ class Result(NamedTuple):
     name: str
     seconds: float
     error: str = ""
+    traced: bool = False  # whether there is a traceback
 
 
 def reproduce(tasks: Sequence[Task], workers: int = 1) -> int:
@@ -65,11 +68,14 @@ def reproduce(tasks: Sequence[Task], workers: int = 1) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     failed = []
     for number, result in enumerate(_results(tasks, folder, workers), start=1):
-        trace = (folder / result.name / TRACEBACK).relative_to(folder.parent)
-        status = f"FAILED: {result.error} [{trace}]" if result.error else "done"
+        trace = f" [{(folder / result.name / TRACEBACK).relative_to(folder.parent)}]" if result.traced else ""
+        status = f"FAILED: {result.error}{trace}" if result.error else "done"
         print(f"[{number}/{len(tasks)}] {result.name} {status} ({result.seconds:.0f} s)", flush=True)
         failed += [result] if result.error else []
-    print(f"pages: {pages.write(folder)}")
+    try:
+        print(f"pages: {pages.write(folder)}")
+    except OSError as failure:
+        failed.append(Result("pages", 0.0, str(failure)))
     for result in failed:
         print(f"failed: {result.name}: {result.error}", file=sys.stderr)
     return 1 if failed else 0
@@ -178,20 +184,31 @@ def _task(notebook: Path, parameters: Path) -> Task:
 
 
 def run(notebook: Path, parameters: Path, folder: Path) -> Result:
-    """Execute one notebook with papermill; on success put the executed notebook in place."""
-    import nbformat
+    """Execute one notebook with papermill; on success put the executed notebook in place.
+
+    That its folder is in use by another run or cannot be written is an error of the result, too, in one sentence.
+    """
+    began, target, traced = time.perf_counter(), folder / notebook.stem, False
+    try:
+        with locked(target / ".notebook.lock", wait=False):  # studies in it have locks of their own
+            error = _executed(notebook, parameters, target)
+            traced = bool(error)
+    except OSError as failure:
+        error = str(failure)
+    return Result(notebook.stem, time.perf_counter() - began, error, traced)
+
+
+def _executed(notebook: Path, parameters: Path, target: Path) -> str:
+    """What went wrong, "" if nothing did."""
     import papermill
-    import yaml
     from papermill.exceptions import PapermillExecutionError
 
-    target = folder / notebook.stem
-    target.mkdir(parents=True, exist_ok=True)
-    running, began, error, trace = target / "running.ipynb", time.perf_counter(), "", ""
+    running, error, trace = target / "running.ipynb", "", ""
     try:
         papermill.execute_notebook(
             notebook,
             running,
-            parameters=yaml.safe_load(parameters.read_text(encoding="utf-8")) or {},
+            parameters=read_yaml(parameters) or {},
             kernel_name="python3",
             cwd=Path.cwd(),  # where the paths in a parameter file begin
             progress_bar=sys.stderr.isatty(),
@@ -204,14 +221,23 @@ def run(notebook: Path, parameters: Path, folder: Path) -> Result:
         error = f"{type(failure).__name__}: {_first_line(str(failure))}"
         trace = traceback.format_exc()
     if error:
-        (target / TRACEBACK).write_text(_without_colours(trace), encoding="utf-8")
+        with contextlib.suppress(OSError, ValueError):  # where the disk is full, the error is all that can be told
+            write_atomically(target / TRACEBACK, _without_colours(trace).encode())
+            _keep(running, target / pages.FAILED)
+        return error
+    _keep(running, target / pages.EXECUTED)
+    for stale in (pages.FAILED, TRACEBACK):
+        (target / stale).unlink(missing_ok=True)
+    return ""
+
+
+def _keep(running: Path, target: Path) -> None:
+    import nbformat
+
     if running.is_file():
-        nbformat.write(without_progress(nbformat.read(running, as_version=4)), running)
-        running.replace(target / (pages.FAILED if error else pages.EXECUTED))
-    if not error:
-        for stale in (pages.FAILED, TRACEBACK):
-            (target / stale).unlink(missing_ok=True)
-    return Result(notebook.stem, time.perf_counter() - began, error)
+        with replacing(target) as partial:
+            nbformat.write(without_progress(nbformat.read(running, as_version=4)), partial)
+        running.unlink()
 
 
 def _first_line(text: str) -> str:

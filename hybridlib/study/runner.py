@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,19 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..denoising.tree import Cost, Tree
-from ..files import checksum, digest, read_image, write_array, write_image, write_json, write_table
+from ..files import (
+    check_inside,
+    checksum,
+    digest,
+    locked,
+    read_array,
+    read_image,
+    read_json,
+    write_array,
+    write_image,
+    write_json,
+    write_table,
+)
 from ..paths import IS_CLONE, ROOT
 from . import spent
 
@@ -30,6 +42,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("hybridlib", "torch", "diffusers", "transformers")
 SCHEDULE_COLUMNS = ("num_inference_steps", "shift", "sigma")  # of every table of scores
+LOCK = ".lock"  # of a folder that a run writes to
 IMAGES_PER_CHUNK = 128  # scored, and remembered as scored, together
 
 
@@ -58,6 +71,7 @@ def generate(
     settings: Settings,
     progress: bool = True,
     models: Models | None = None,
+    shared: bool = False,
 ) -> Outcome:
     """Write the image of every row's `trajectory` to `folder / path` (PNG).
 
@@ -70,15 +84,18 @@ def generate(
         table: columns `path` (unique, relative) and `trajectory`, and where images share no root and would each be a
             shard of one, `shard`, which names the rows to denoise together; other columns are ignored.
         models: the denoisers beside the pipeline's own, where trajectories name others.
+        shared: whether other runs write other rows into the folder meanwhile; else another run is waited for.
 
     Raises:
-        ValueError: before any denoising, if paths repeat or a trajectory leaves the schedule.
+        ValueError: before any denoising, if paths repeat or leave the folder, or a trajectory leaves the schedule.
+        OSError: naming the file that cannot be written; what is finished is kept.
     """
     from ..denoising.families import collect, denoiser_of, nfe_of
     from ..denoising.sampler import progress_bar
 
     if duplicates := table["path"][table["path"].duplicated()].tolist():
         raise ValueError(f"every image needs its own path, {duplicates[0]!r} occurs more than once")
+    check_inside(table["path"])
     shards = list(shards_of(table))
     models = models or Models()
     denoisers = collect(denoiser_of(pipeline), models.denoisers)
@@ -90,7 +107,8 @@ def generate(
     context = _context(pipeline, settings, models, denoisers)
     cost = Cost.total(tree.cost for tree in trees)
     seconds = 0.0
-    with progress_bar(cost.tree, "generate", progress) as bar:
+    lock = contextlib.nullcontext() if shared else locked(folder / LOCK)
+    with lock, progress_bar(cost.tree, "generate", progress) as bar:
         for shard, tree in zip(shards, trees, strict=True):
             rows = [[path, t.as_json()] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
             ledger = folder / ".ledger" / f"{digest(context, rows)}.json"
@@ -134,12 +152,16 @@ def _finished_seconds(ledger: Path, folder: Path) -> float | None:
     """How long the shard took, if its ledger is there and every file still has the checksum that it records."""
     if not ledger.is_file():
         return None
-    record = json.loads(ledger.read_text())
-    for path, expected in record["sha256"].items():
+    try:
+        record = read_json(ledger)
+        files, seconds = dict(record["sha256"]), float(record["seconds"])
+    except (ValueError, KeyError, TypeError):  # damaged: the shard is made again
+        return None
+    for path, expected in files.items():
         file = folder / path
         if not file.is_file() or checksum(file) != expected:
             return None
-    return record["seconds"]
+    return seconds
 
 
 def _context(
@@ -169,7 +191,7 @@ def score(
 
     remembered = folder / ".scores"
     columns: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
-    with progress_bar(len(table), "score", progress, unit="image") as bar:
+    with locked(folder / LOCK), progress_bar(len(table), "score", progress, unit="image") as bar:
         for first in range(0, len(table), IMAGES_PER_CHUNK):
             chunk = table.iloc[first : first + IMAGES_PER_CHUNK]
             paths, prompts = [folder / path for path in chunk["path"]], list(chunk["prompt"])
@@ -177,10 +199,11 @@ def score(
             images: list[Image] = []
             for metric in metrics:
                 file = remembered / f"{digest(metric.identity, checksums, prompts)}.npy"
-                if not file.is_file():
+                if (values := read_array(file)) is None:
                     images = images or [read_image(path) for path in paths]
-                    write_array(metric.score(images, prompts), file)
-                columns[metric.name].append(np.load(file, allow_pickle=False))
+                    values = metric.score(images, prompts)
+                    write_array(values, file)
+                columns[metric.name].append(values)
             bar.update(len(chunk))
     scores = table.drop(columns="trajectory", errors="ignore").reset_index(drop=True)
     for column, parts in columns.items():
@@ -205,11 +228,12 @@ def run(
     at `common_step`.
     """
     settings = parameters.settings()
-    outcome = generate(table, pipeline, folder, settings, models=models)
-    scores = score(with_schedule(table, table["common_step"], pipeline, settings), folder, metrics, name)
-    write_json(provenance(pipeline, parameters, metrics, models), folder / f"{name}.json")
-    images = [folder / path for path in table["path"]]
-    spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
+    with locked(folder / LOCK):  # no other run changes an image before it is scored
+        outcome = generate(table, pipeline, folder, settings, models=models)
+        scores = score(with_schedule(table, table["common_step"], pipeline, settings), folder, metrics, name)
+        write_json(provenance(pipeline, parameters, metrics, models), folder / f"{name}.json")
+        images = [folder / path for path in table["path"]]
+        spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 
 

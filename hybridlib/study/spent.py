@@ -5,12 +5,11 @@ Beside the provenance, not in it: times differ from run to run, provenance does 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..files import write_json
+from ..files import read_json, write_json
 from ..paths import OUTPUTS, RESULTS
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def write(parameters: SamplingParameters, images: Sequence[Path], nfe: int, seco
 def known(model: str, image_size: int) -> list[Spent]:
     """Finished runs with this model at this size: your own in `outputs/`, else those that ship, largest first."""
     for files in (OUTPUTS.glob(f"*/*/*{SPENT}"), RESULTS.glob(f"*{SPENT}")):
-        records = [Spent(**_read(file)) for file in sorted(files)]
+        records = [record for file in sorted(files) if (record := _read(file)) is not None]
         fitting = [r for r in records if (r.model, r.image_size) == (model, image_size) and r.seconds > SHORTEST_S]
         if fitting:
             return sorted(fitting, key=lambda record: -record.nfe)
@@ -86,6 +85,9 @@ def _machine() -> str:
     return f"{torch.get_num_threads()} CPU threads"
 
 
-def _read(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
+def _read(file: Path) -> Spent | None:
+    """What a file tells; None of one that is damaged, without which an estimate can do."""
+    try:
+        return Spent(**read_json(file))
+    except (ValueError, TypeError):
+        return None

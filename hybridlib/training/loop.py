@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..files import replacing
+
 CHECKPOINT_EVERY_S = 120.0
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("native", "no", "bf16", "fp16")
@@ -130,10 +132,8 @@ class _Run:
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         scaler = self.accelerator.scaler
         facts = {"recipe": self.recipe, "step": self.step, "seconds": seconds, "scaler": scaler and scaler.state_dict()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={name: json.dumps(value) for name, value in facts.items()})
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            save_file(tensors, partial, metadata={name: json.dumps(value) for name, value in facts.items()})
 
     def resume(self) -> None:
         """Go on where the checkpoint, if there is one, was written."""

@@ -25,6 +25,7 @@ from hybridlib.denoising.solvers import with_solver
 from hybridlib.denoising.state import DenoiseState
 from hybridlib.denoising.thinning import Thinning
 from hybridlib.denoising.trajectory import Segment, Trajectory
+from hybridlib.files import replacing
 
 STEPS = 6
 OPTIONS = {"max_sequence_length": 12, "progress": False, "num_inference_steps": STEPS}
@@ -391,25 +392,19 @@ def test_what_was_used_longest_ago_leaves_first(tiny, tmp_path):
     assert small.report()[-2:] == (0, 0)
 
 
-def test_what_a_kill_leaves_is_counted_and_leaves(tiny, tmp_path, monkeypatch):
-    cache = PrefixCache(tmp_path, ROOMY)
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            cache.sample(tiny, [hybrid()], **OPTIONS)
-    (left,) = tmp_path.iterdir()
-    assert left.name.endswith(".partial")
-    assert cache.report()[-2:] == (1, left.stat().st_size)
+def test_what_a_kill_leaves_is_counted_and_leaves(tiny, tmp_path):
+    whole, cache = PrefixCache(tmp_path / "whole", ROOMY), PrefixCache(tmp_path / "cut", ROOMY)
+    whole.sample(tiny, [hybrid()], **OPTIONS)
+    (state,) = whole.files.folder.iterdir()
+    with pytest.raises(KeyError), replacing(tmp_path / "cut" / state.name) as partial:
+        raise KeyError  # only its name is wanted: what is removed here, a kill leaves
+    partial.write_bytes(state.read_bytes())
+    assert cache.report()[-2:] == (1, partial.stat().st_size)
     assert cache.find(Setup.of(tiny, [hybrid()], **_of(OPTIONS)), hybrid(), accept=lambda *_: 1) is None
-    cache.files.max_bytes = left.stat().st_size
-    os.utime(left, ns=(0, 0))
+    cache.files.max_bytes = partial.stat().st_size
+    os.utime(partial, ns=(0, 0))
     cache.sample(tiny, [hybrid()], **OPTIONS)
-    assert not left.exists()
-    assert len(names(cache)) == 1
+    assert names(cache) == [state.name]
 
 
 def test_a_full_disk_costs_no_image(tiny, cache, monkeypatch):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ...files import digest, write_atomically, write_json
+from ...files import digest, locked, write_atomically, write_json
 from ...metrics.distribution import frechet_distance
 from ...study.pieces import remembered, written
 from ...training.assignment import class_means
@@ -153,13 +153,20 @@ class Study:
         path = self.folder / "training" / f"{name}-weights.safetensors"
         net = world.network(model, BASE_SEED)
         if not path.exists():
-            drawn = LoneObjects.drawn(p.base_images, 12, len(SHAPES), len(COLOURS), self.folder / "latents")
-            loss_of = denoising_loss(net, world.training_scheduler(model), Training(drawn, self.told, model))
-            fit(name, net, loss_of, self._recipe(p.base_steps, p.learning_rate, BASE_SEED), self.folder / "training")
-            write_atomically(path, save(dict(net.state_dict())))
-            self._checkpoint(name).unlink(missing_ok=True)
+            with locked(self.folder / ".locks" / name):
+                self._train_base(name, model, net, path)
         net.load_state_dict(load_file(path))
         return net
+
+    def _train_base(self, name: str, model: str, net: nn.Module, path: Path) -> None:
+        if path.exists():  # made while another process was waited for
+            return
+        p = self.parameters
+        drawn = LoneObjects.drawn(p.base_images, 12, len(SHAPES), len(COLOURS), self.folder / "latents")
+        loss_of = denoising_loss(net, world.training_scheduler(model), Training(drawn, self.told, model))
+        fit(name, net, loss_of, self._recipe(p.base_steps, p.learning_rate, BASE_SEED), self.folder / "training")
+        write_atomically(path, save(dict(net.state_dict())))
+        self._checkpoint(name).unlink(missing_ok=True)
 
     def piece(self, piece: Piece) -> pd.DataFrame:
         """The measures of one training: a row each with measure, steps (of sampling; 0 where there are none), value."""

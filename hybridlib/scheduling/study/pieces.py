@@ -271,7 +271,7 @@ class Study:
         """A training whose checkpoint lives only until it is finished."""
         checkpoint = self.folder / "training" / f"{digest(dataclasses.asdict(training))}.safetensors"
         learner, curve = training.run(checkpoint, self.progress)
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)  # another process may have finished the same training
         return learner, training.curve_table(curve)
 
     def _short_curve(self, training: Training) -> pd.DataFrame:

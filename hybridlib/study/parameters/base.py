@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ...files import read_yaml
 from ...names import closest
+from ...paths import OUTPUTS
 from ...prompts import PromptSet, prompt_file
+from ...trust import InvalidInput, shown
 
 Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -47,7 +49,14 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     notebook: ClassVar[str] = "own"  # names the study in its provenance; a subclass says which one it is
 
-    profile: str = Field("smoke", pattern=r"^\w[\w.-]*$")  # names a folder of outputs/
+    profile: str = Field("smoke", max_length=63, pattern=r"^\w[\w.-]*$")  # names a folder of outputs/
+
+    @field_validator("profile")
+    @classmethod
+    def _profile_lies_in_outputs(cls, name: str) -> str:
+        if not (OUTPUTS / name).resolve().is_relative_to(OUTPUTS.resolve()):
+            raise ValueError(f"{OUTPUTS / name} is a link to another place; link {OUTPUTS} itself instead")
+        return name
 
     @classmethod
     def from_names(cls, names: dict[str, Any]) -> Self:
@@ -56,7 +65,7 @@ class Parameters(BaseModel):
         What papermill injects is checked for unknown names, too: papermill itself only warns of them.
 
         Raises:
-            ValueError: one sentence naming the notebook, the key, its value and what is allowed.
+            InvalidInput: one sentence naming the notebook, the key, its value and what is allowed.
         """
         wanted = {*cls.model_fields, *_assigned_in_parameter_cells(names.get("In", []))}
         return _checked(cls, {name: names[name] for name in names if name in wanted}, cls.notebook)
@@ -66,14 +75,12 @@ class Parameters(BaseModel):
         """Parameters from a YAML file; what it leaves out keeps its default.
 
         Raises:
-            ValueError: one sentence naming the file, the key, its value and what is allowed.
+            InvalidInput: one sentence naming the file, the key, its value and what is allowed.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: cannot be read as YAML ({error})") from None
+        content = read_yaml(path)
+        content = {} if content is None else content
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected a mapping of parameter names to values, got {type(content).__name__}")
+            raise InvalidInput(f"{path}: expected a mapping of parameter names to values, got {type(content).__name__}")
         return _checked(cls, content, str(path))
 
 
@@ -86,12 +93,12 @@ class OwnParameters(Parameters):
         """Refuse a name that the notebook does not declare.
 
         Raises:
-            ValueError: one sentence naming the file, the name and what is declared.
+            InvalidInput: one sentence naming the file, the name and what is declared.
         """
         for name in self.model_extra or {}:
             if name not in (declared := list(declared)):
                 guess = closest(name, declared)
-                raise ValueError(f"{source}: {name} is no parameter{guess}; known: {', '.join(declared)}")
+                raise InvalidInput(f"{source}: {_name(name)} is no parameter{guess}; known: {', '.join(declared)}")
 
 
 class PromptParameters(Parameters):
@@ -140,6 +147,11 @@ class SamplingParameters(PromptParameters):
                     )
 
 
+def _name(key: str) -> str:
+    """A key as a sentence may hold it."""
+    return key if key.isprintable() and len(key) < 80 else shown(key)
+
+
 def _as_list(value: int | list[int]) -> list[int]:
     return value if isinstance(value, list) else [value]
 
@@ -165,9 +177,11 @@ def _checked(cls: type[P], values: dict[str, Any], source: str) -> P:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:
-            raise ValueError(f"{source}: {message}") from None
-        key = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in first["loc"])
+            raise InvalidInput(f"{source}: {message}") from None
+        key = _name("".join(f"[{part}]" if isinstance(part, int) else str(part) for part in first["loc"]))
         if first["type"] == "extra_forbidden":
             guess = closest(key, cls.model_fields)
-            raise ValueError(f"{source}: {key} is no parameter{guess}; known: {', '.join(cls.model_fields)}") from None
-        raise ValueError(f"{source}: {key} = {first['input']!r}: {message[0].lower()}{message[1:]}") from None
+            raise InvalidInput(
+                f"{source}: {key} is no parameter{guess}; known: {', '.join(cls.model_fields)}"
+            ) from None
+        raise InvalidInput(f"{source}: {key} = {shown(first['input'])}: {message[0].lower()}{message[1:]}") from None
