@@ -28,12 +28,12 @@ class Space(NamedTuple):
     training_noise: str  # the noise schedule that they were trained on
 
     @staticmethod
-    def of(model: Any, vae: Any, prediction_type: str, training_noise: str) -> Space:
-        """The space of a network and the VAE of its pipeline."""
+    def of(latent_channels: int, vae: Any, prediction_type: str, training_noise: str) -> Space:
+        """The space of a network of so many latent channels and the VAE of its pipeline."""
         tiny = type(vae).__name__ == "AutoencoderTiny"
         scaling = None if tiny else float(vae.config.scaling_factor)
         shift = None if tiny else float(vae.config.get("shift_factor") or 0.0)
-        return Space(model.config.in_channels, scaling, shift, prediction_type, training_noise)
+        return Space(latent_channels, scaling, shift, prediction_type, training_noise)
 
     def difference(self, other: Space) -> str | None:
         """The first thing in which two spaces differ, as far as both tell, in words, or None."""
@@ -147,6 +147,11 @@ class GuidedDenoiser(ABC):
         return False
 
     @property
+    def ignores_guidance(self) -> bool:
+        """Whether the network was made to need no guidance and takes no scale."""
+        return False
+
+    @property
     @abstractmethod
     def space(self) -> Space:
         """What another model has to share to take part in the same trajectory."""
@@ -166,9 +171,25 @@ class GuidedDenoiser(ABC):
     def default_size(self) -> int:
         """Height and width of images in pixels where nobody says otherwise."""
 
-    def schedule_options(self, config: Any, latent_size: tuple[int, int]) -> dict[str, Any]:
-        """What the scheduler's `set_timesteps` needs to know of the latents' size."""
+    def schedule_options(self, config: Any, latent_size: tuple[int, int], num_inference_steps: int) -> dict[str, Any]:
+        """What the scheduler's `set_timesteps` is told beside the number of steps, as the stock pipeline tells it."""
         return {}
+
+    def noise(self, rows: int, height: int, width: int, generator: Any, latents: Tensor | None) -> Tensor:
+        """Initial latents (rows, channels, height, width): as the stock pipeline draws them, or those that it is given.
+
+        Height and width are those of the image in pixels.
+        """
+        where = (self.dtype, self.device)
+        return self.pipeline.prepare_latents(rows, self.latent_channels, height, width, *where, generator, latents)
+
+    def to_stock(self, latents: Tensor) -> Tensor:
+        """Latents as the stock pipeline returns them and shows them to callbacks."""
+        return latents
+
+    def from_stock(self, latents: Tensor, latent_size: tuple[int, int]) -> Tensor:
+        """Inverse of `to_stock`: (rows, channels, height, width)."""
+        return latents
 
     @abstractmethod
     def decode(self, latents: Tensor, output_type: str) -> Any:

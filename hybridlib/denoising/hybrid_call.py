@@ -219,8 +219,9 @@ class HybridPipeline:
         with self.progress_bar(total=tree.cost.tree) as bar:
             for front in walk(tree, denoisers, scheduler, latents, **options):
                 if (callback := call["callback_on_step_end"]) is not None:
-                    returned = callback(self, front.updates - 1, front.timestep, {"latents": front.latents})
-                    front.latents = returned.pop("latents", front.latents)
+                    shown = first.to_stock(front.latents)
+                    returned = callback(self, front.updates - 1, front.timestep, {"latents": shown})
+                    front.latents = first.from_stock(returned.pop("latents", shown), size)
                 latents, rows = front.latents, front.members
                 if plan.keep_step == front.updates:
                     model = denoisers[tree.levels[front.updates - 1][0].denoiser].model
@@ -262,4 +263,4 @@ def _ignoring(trajectory: Trajectory, denoisers: dict[str, GuidedDenoiser]) -> T
 
 
 def _finish(denoiser: GuidedDenoiser, latents: Tensor, output_type: str) -> Any:
-    return latents if output_type == "latent" else decode(denoiser, latents, output_type=output_type)
+    return denoiser.to_stock(latents) if output_type == "latent" else decode(denoiser, latents, output_type=output_type)

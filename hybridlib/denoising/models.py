@@ -17,6 +17,7 @@ INDEX = "model_index.json"
 OPTIONAL = ("text_encoder_3", "tokenizer_3", "safety_checker", "feature_extractor", "image_encoder")
 FAMILIES = {  # the class that a folder names -> the class that it loads as
     "StableDiffusion3Pipeline": "HybridStableDiffusion3Pipeline",
+    "FluxPipeline": "HybridFluxPipeline",
     "StableDiffusionPipeline": "HybridStableDiffusionPipeline",
     "LatentConsistencyModelPipeline": "HybridStableDiffusionPipeline",
     "StableDiffusionXLPipeline": "HybridStableDiffusionXLPipeline",
@@ -63,7 +64,7 @@ def _absent(folder: Path) -> list[str]:
 
 
 def load(name: str, device: str | None = None, dtype: str | None = None) -> HybridPipeline:
-    """A hybrid pipeline of SD3, Stable Diffusion 1.x, LCM or SDXL: a miniature's name, a local folder or a hub id.
+    """A pipeline of SD3, FLUX.1, Stable Diffusion 1.x, LCM or SDXL: a miniature's name, a local folder or a hub id.
 
     Args:
         device: "cuda" where there is a GPU, else "cpu", by default.

@@ -33,7 +33,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     batch_size: int = 64,
-    max_sequence_length: int = 256,
+    max_sequence_length: int | None = None,
     keep: Collection[int] = (),
     resume: DenoiseState | None = None,
     progress: bool | tqdm = True,
@@ -41,8 +41,8 @@ def sample(
     """Run trajectories as one tree.
 
     Args:
-        pipeline: of SD3, Stable Diffusion 1.x, SDXL or a latent consistency model; its network runs the segments that
-            name no denoiser, its VAE decodes, its scheduler steps.
+        pipeline: of SD3, FLUX.1, Stable Diffusion 1.x, SDXL or a latent consistency model; its network runs the
+            segments that name no denoiser, its VAE decodes, its scheduler steps.
         trajectories: all over the same steps. Without `resume` they start at 0 from the noise of their seed.
         denoisers: by the names that segments use: networks, which take prompts from the pipeline, pipelines, which
             encode prompts themselves, or denoisers of your own (`own`).
@@ -52,6 +52,7 @@ def sample(
         shift: of the noise schedule; the model's own by default. It belongs to a resolution: large latents bear more.
         height, width: image size in pixels; the model's own by default.
         batch_size: most denoiser evaluations in one forward.
+        max_sequence_length: tokens of T5, where there is one; by default as in diffusers, 256 of SD3 and 512 of FLUX.
         keep: numbers of updates after which to keep latents (0 = initial noise), beside the final ones.
         resume: a state to go on from; every trajectory then starts at its step and has its seed.
         progress: whether to show a bar, or a bar to advance by the evaluations made.

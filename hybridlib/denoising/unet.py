@@ -38,7 +38,7 @@ class UNetDenoiser(GuidedDenoiser):
         training += " own betas" * (noise.get("trained_betas") is not None)
         training += " zero SNR" * bool(noise.get("rescale_betas_zero_snr"))
         kind = noise.get("prediction_type", "epsilon")
-        return Space.of(self.model, self.pipeline.vae, kind, training)
+        return Space.of(self.latent_channels, self.pipeline.vae, kind, training)
 
     @property
     def size_multiple(self) -> int:
