@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .identity import model_identity
+from .texts import EncodesTexts
 from .trajectory import Conditioning
 
 
@@ -68,7 +69,7 @@ class Denoiser(Protocol):
         ...
 
 
-class GuidedDenoiser(ABC):
+class GuidedDenoiser(EncodesTexts):
     """A network of a diffusers pipeline with per-row prompt, negative prompt and guidance scale.
 
     Rows at guidance scale <= 1 cost one evaluation, the others two: e = e_neg + g (e_text - e_neg). Prompts are
@@ -94,17 +95,18 @@ class GuidedDenoiser(ABC):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.pipeline = pipeline
         self.model = getattr(pipeline, self.network)
-        self.batch_size = batch_size
+        plan = getattr(pipeline, "memory_plan", None)
+        self.batch_size = min(batch_size, plan.batch_size) if plan else batch_size
         self.clip_skip = clip_skip
         self.attention_kwargs = attention_kwargs
-        self._embeds: dict[tuple[str, bool], tuple[Tensor, ...]] = {}
+        super().__init__()
         self._places: dict[object, tuple[torch.device, torch.dtype]] = {}
 
     def of_model(self, model: Any) -> Self:
         """The same denoiser with another network; encoded prompts are shared."""
         other = copy.copy(self)
         other.model = model
-        other._places = {}
+        other._places, other._near = {}, {}
         return other
 
     @property
@@ -200,10 +202,6 @@ class GuidedDenoiser(ABC):
         """Arguments of the network for one evaluation at an image size in pixels, empty tensors on the meta device."""
 
     @abstractmethod
-    def _encode(self, text: str, negative: bool) -> tuple[Tensor, ...]:
-        """What the network is told of a text, each with a leading dimension of 1."""
-
-    @abstractmethod
     def _evaluate(
         self, latents: Tensor, timestep: Tensor, texts: tuple[Tensor, ...], negatives: int, scales: list[float]
     ) -> Tensor:
@@ -259,14 +257,6 @@ class GuidedDenoiser(ABC):
         text = text.clone()
         text[guided] = guided_output
         return text
-
-    def _encoded(self, texts: Sequence[tuple[str, bool]]) -> tuple[Tensor, ...]:
-        for text, negative in dict.fromkeys(texts):
-            if (text, negative) not in self._embeds:
-                self._embeds[text, negative] = self._encode(text, negative)
-        rows = [self._embeds[text] for text in texts]
-        device, dtype = self._place
-        return tuple(torch.cat(parts).to(device, dtype) for parts in zip(*rows, strict=True))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -99,7 +99,7 @@ class FluxDenoiser(SD3Denoiser):
             }
             return arguments if self.ignores_guidance else arguments | {"guidance": torch.empty(1)}
 
-    def _encode(self, text: str, negative: bool) -> tuple[Tensor, ...]:
+    def _encode(self, text: str | list[str], negative: bool) -> tuple[Tensor, ...]:
         embeds, pooled, _ = self.pipeline.encode_prompt(
             text, None, device=self.pipeline._execution_device, max_sequence_length=self.max_sequence_length
         )

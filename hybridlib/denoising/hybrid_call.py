@@ -26,6 +26,7 @@ from .solvers import (
     solver_identity,
     write_history,
 )
+from .texts import encode_ahead
 from .trajectory import Trajectory
 from .tree import Cost, Tree
 from .walk import check_walk, walk
@@ -211,6 +212,7 @@ class HybridPipeline:
             made_by = next((name for name, d in denoisers.items() if d.model is kept.model), "another")
         generators = self._generators(call, len(latents)) if draws_noise(scheduler) else None
         check_walk(tree, denoisers, scheduler, generators, ask.handoff)
+        encode_ahead(denoisers, [tree])
         if plan.keep_step == 0:
             self._handover = Handover(latents, 0, {}, levels, solver, None)
         options: dict[str, Any] = {"generators": generators, "handoff": ask.handoff, "made_by": made_by}

@@ -16,6 +16,7 @@ from .families import collect, denoiser_of, nfe_of
 from .samples import Kept, Samples, rows_of
 from .solvers import draws_noise, evaluations, prepared_scheduler, read_history, write_history
 from .state import DenoiseState
+from .texts import encode_ahead
 from .trajectory import Trajectory
 from .tree import Tree
 from .walk import check_walk, walk
@@ -94,6 +95,7 @@ def sample(
         latents = torch.cat([initial_noise(seed, *shape) for seed in tree.seeds])
     latents = latents.to(first.device, first.dtype)
     warn_of_foreign_words(pipeline.tokenizer, tree.texts, stacklevel=4)
+    encode_ahead(given, [tree])
 
     samples = Samples(given, trajectories, scheduler, tree.cost, decode_batch_size=max(1, batch_size // 4))
     wanted = {*keep, tree.stop}

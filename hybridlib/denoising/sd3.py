@@ -21,6 +21,7 @@ class SD3Denoiser(GuidedDenoiser):
 
     network = "transformer"
     largest_shift = 1.16  # where the scheduler does not say, as the stock pipeline has it
+    encodes_lists = True
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class SD3Denoiser(GuidedDenoiser):
                 "pooled_projections": torch.empty(1, config.pooled_projection_dim),
             }
 
-    def _encode(self, text: str, negative: bool) -> tuple[Tensor, ...]:
+    def _encode(self, text: str | list[str], negative: bool) -> tuple[Tensor, ...]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             text,
             None,
