@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .blueprints import Blueprint, shell
+from .blueprints import BLUEPRINTS, Blueprint, shell
 from .families import denoiser_of
 
 T5 = {"full": 1.0, "8bit": 0.5, "4bit": 0.25, "dropped": 0.0}  # shares of the bytes of 16-bit linear layers
@@ -71,6 +72,12 @@ def needs_of(parts: Blueprint, dtype: str, image_size: int | None = None, t5: st
         text=text * kind.itemsize,
         t5=encoder,
     )
+
+
+@functools.cache
+def published_needs(name: str, dtype: str, image_size: int | None, t5: str) -> tuple[int, Needs]:
+    """`needs_of` a blueprint by its name, found once."""
+    return needs_of(BLUEPRINTS[name], dtype, image_size, t5)
 
 
 def weight_bytes(model: Any, dtype: torch.dtype) -> int:

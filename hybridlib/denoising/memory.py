@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..names import require_known
-from .blueprints import HUB, blueprint
-from .footprint import T5, Needs, needs_of
+from .blueprints import BLUEPRINTS, HUB, blueprint
+from .footprint import T5, Needs, needs_of, published_needs
 from .trajectory import check_type
 
 PLACEMENTS = {
@@ -146,7 +146,10 @@ def make_plan(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     name = HUB.get(name, name)
-    size, needs = needs_of(blueprint(name), dtype, image_size, t5)
+    if name in BLUEPRINTS:
+        size, needs = published_needs(name, dtype, image_size, t5)
+    else:
+        size, needs = needs_of(blueprint(name), dtype, image_size, t5)
     streams_text = needs.t5 is not None and t5 == "full"
     if placement == "stream text" and not streams_text:
         raise ValueError(f"placement 'stream text' is for T5 in full; {name!r} has none, or t5 is {t5!r}")

@@ -129,7 +129,7 @@ def test_live_peak_is_what_is_held_at_one_time():
 
 @pytest.fixture
 def _known_needs(monkeypatch):
-    monkeypatch.setattr(memory, "needs_of", lambda parts, dtype, size, t5: (size or 1024, NEEDS))
+    monkeypatch.setattr(memory, "published_needs", lambda name, dtype, size, t5: (size or 1024, NEEDS))
 
 
 @pytest.mark.usefixtures("_known_needs")
