@@ -141,7 +141,9 @@ def network(kind: str, config: Mapping[str, Any]) -> Any:
 
 def shell(plan: Blueprint) -> Any:
     """The whole pipeline without weights, on the meta device, without tokenizers."""
-    return assemble(plan, {name: network(*entry).to("meta") for name, entry in plan.networks.items()}, {})
+    pipeline = assemble(plan, {name: network(*entry).to("meta") for name, entry in plan.networks.items()}, {})
+    pipeline.tokenizer_max_length = pipeline.text_encoder.config.max_position_embeddings
+    return pipeline
 
 
 def random_pipeline(
@@ -185,4 +187,4 @@ def _fill(model: Module, device: torch.device, dtype: torch.dtype, generator: to
                     values.fill_(float(name == "weight"))
                 made[id(empty)] = Parameter(values, requires_grad=False)
             module._parameters[name] = made[id(empty)]
-    model.to(device=device, dtype=dtype)  # buffers
+    Module.to(model, device=device, dtype=dtype)  # buffers; that of diffusers warns of dtypes that it keeps apart

@@ -62,7 +62,7 @@ def needs_of(parts: Blueprint, dtype: str, image_size: int | None = None, t5: st
     arguments = {name: value.to(kind) for name, value in denoiser.example(side, side).items()}
     shape = (1, denoiser.latent_channels, *[side // pipeline.vae_scale_factor] * 2)
     latents = torch.empty(shape, device="meta", dtype=kind)
-    model, vae = denoiser.model.to(kind), pipeline.vae.to(kind)
+    model, vae = (torch.nn.Module.to(part, kind) for part in (denoiser.model, pipeline.vae))
     text = sum(arguments[name].numel() for name in ("encoder_hidden_states", "pooled_projections"))
     return side, Needs(
         weights=weights,
@@ -81,11 +81,15 @@ def published_needs(name: str, dtype: str, image_size: int | None, t5: str) -> t
 
 
 def weight_bytes(model: Any, dtype: torch.dtype) -> int:
-    """Bytes of a network's parameters in `dtype`; transformers keeps some layers of T5 in float32 beside float16."""
+    """Bytes of the weights of a network in `dtype`: parameters and fixed tables, as SD3 has one of positions.
+
+    Transformers keeps some layers of T5 in float32 where the rest is in float16.
+    """
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
     return sum(
-        parameter.numel() * (4 if kept & set(name.split(".")) else dtype.itemsize)
-        for name, parameter in model.named_parameters()
+        tensor.numel() * (4 if kept & set(name.split(".")) else dtype.itemsize)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.is_floating_point()
     )
 
 

@@ -15,13 +15,13 @@ DTYPE = "bfloat16"
 
 
 def parts(names: Sequence[str]) -> pd.DataFrame:
-    """One row a part: model, part, `network` (its class), parameters in millions, published ones, GB in 16 bit."""
+    """One row a part: model, part, `network` (its class), weights in millions, GB in 16 bit, published parameters."""
     rows = []
     for name in names:
         weights = published_needs(name, DTYPE, None, "full")[1].weights
         for part, (kind, _) in BLUEPRINTS[name].networks.items():
             rows.append((name, part, kind, weights[part] / 2e6, weights[part] / 1e9))
-    table = pd.DataFrame(rows, columns=["model", "part", "network", "parameters_m", "gb"])
+    table = pd.DataFrame(rows, columns=["model", "part", "network", "weights_m", "gb"])
     published = pd.read_csv(PUBLISHED / "full_size_parts.csv")
     return table.merge(published, on=["model", "part"], how="left")
 
