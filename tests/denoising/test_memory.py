@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from factories import random_flux, random_sd, random_sd3
@@ -16,6 +18,7 @@ from hybridlib.denoising.footprint import Needs, live_peak, needs_of, quantised_
 from hybridlib.denoising.sampler import sample
 from hybridlib.denoising.speed import apply_speed
 from hybridlib.denoising.trajectory import Trajectory
+from hybridlib.files import read_image
 from hybridlib.study.parameters import Settings
 from hybridlib.study.runner import generate
 
@@ -238,8 +241,6 @@ def test_texts_are_encoded_once_and_together_before_the_first_step(monkeypatch):
 
 
 def test_a_study_encodes_all_its_prompts_and_drops_the_encoders(tmp_path, monkeypatch):
-    import pandas as pd
-
     texts = ["a red ring", "a blue ring", "a ring"]
     rows = [(f"{i}.png", Trajectory.plain(text, i, 4.0, "", STEPS)) for i, text in enumerate(texts)]
     table = pd.DataFrame(rows, columns=["path", "trajectory"])
@@ -251,8 +252,9 @@ def test_a_study_encodes_all_its_prompts_and_drops_the_encoders(tmp_path, monkey
     assert sorted(asked) == ["", *sorted(texts)]
     assert pipeline.text_encoder is pipeline.text_encoder_2 is pipeline.text_encoder_3 is None
     for path in table["path"]:
-        assert (tmp_path / "freed" / path).read_bytes() == (tmp_path / "resident" / path).read_bytes()
-    with pytest.raises(ValueError, match="the text encoders were dropped before 'a star' was encoded; load"):
+        made, expected = (np.asarray(read_image(tmp_path / kind / path), int) for kind in ("freed", "resident"))
+        assert abs(made - expected).max() <= 1  # a grey value, where kernels round by where tensors lie
+    with pytest.raises(ValueError, match="the text encoders were dropped before 'a star' was encoded: load"):
         sample(pipeline, [Trajectory.plain("a star", 1, 1.0, num_inference_steps=STEPS)], **OPTIONS)
 
 
@@ -317,7 +319,7 @@ def test_speed_options_change_nothing_but_rounding():
     made, expected = (
         pipe("a ring", num_inference_steps=2, output_type="np").images for pipe in (pipeline, random_sd3())
     )
-    assert abs(made - expected).max() < 1e-5
+    assert abs(made - expected).max() < DRIFT
     with pytest.warns(UserWarning, match="no accelerator: speed 'compile' is left out"):
         apply_speed(pipeline, ["compile"])
     with pytest.raises(ValueError, match="no speed option 'compiled'; did you mean 'compile'"):
