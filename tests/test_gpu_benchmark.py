@@ -70,8 +70,8 @@ def test_it_runs_whole_where_there_is_no_gpu(gpu, tmp_path, capsys, monkeypatch)
 def test_the_page_keeps_what_is_around_the_tables(gpu, tmp_path):
     page = tmp_path / "performance.md"
     page.write_text(f"# Title\n\n{gpu.BEGIN}\n\nold\n\n{gpu.END}\n\nAfter.\n")
-    rows = [{"slice": "similarity", "side": "ours", "images": 8, "seconds an image": 0.12345}]
-    rows += [{"slice": "memory plan", "side": "stream", "images": 2, "peak GB": 7.9}]
+    rows = [{"part": "slices", "slice": "similarity", "side": "ours", "images": 8, "seconds an image": 0.12345}]
+    rows += [{"part": "plans", "slice": "memory plan", "side": "stream", "images": 2, "peak GB": 7.9}]
     for _ in range(2):
         gpu.write_page({"device": "a GPU"}, pd.DataFrame(rows), page)
     text = page.read_text()
@@ -80,5 +80,15 @@ def test_the_page_keeps_what_is_around_the_tables(gpu, tmp_path):
     assert "old" not in text
     assert "| similarity | ours | 8 | 0.123 |" in text
     assert "| memory plan | stream | 2 | 7.9 |" in text
-    assert "peak GB" not in text.split("**slices**")[1]  # a column that is empty in a table is left out
+    slices = text.split("**slices**")[1].split("**plans**")[0]
+    assert "peak GB" not in slices  # a column that is empty in a table is left out
     assert (ROOT / "docs" / "performance.md").read_text().count(gpu.BEGIN) == 1
+
+
+def test_a_later_run_of_one_part_keeps_the_others_of_the_same_device(gpu, tmp_path):
+    facts = {"device": "a GPU", "model": "m", "job": "j", "versions": "v"}
+    rows = [{"part": "slices", "images": 1}, {"part": "plans", "images": 2}]
+    (tmp_path / "x.json").write_text(json.dumps({"facts": facts, "rows": rows}))
+    assert gpu.kept_rows(tmp_path / "x.json", facts, ["plans"]) == rows[:1]
+    assert gpu.kept_rows(tmp_path / "x.json", facts | {"versions": "w"}, ["plans"]) == []
+    assert gpu.kept_rows(tmp_path / "none.json", facts, ["plans"]) == []
