@@ -148,6 +148,28 @@ def _plan(given: Namespace) -> int:
     return 0
 
 
+def _captions_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="captions: a plain text file, a CSV table, or a token file of Flickr8k")
+    parser.add_argument("folder", type=Path, help="where images and delays.parquet go; a killed run resumes")
+    parser.add_argument("--model", default="mini-sd3", help="a miniature's name, a folder or a hub id (mini-sd3)")
+    parser.add_argument("--steps", default="10-19", help="a number, or a range that each task draws from (10-19)")
+    parser.add_argument("--guidance-scale", type=float, default=5.0, help="1 is none (default 5)")
+    parser.add_argument("--image-size", type=int, default=0, help="pixels; the model's own by default")
+    parser.add_argument("--batch-size", type=int, default=16, help="images denoised together (default 16)")
+    parser.add_argument("--max-sequence-length", type=int, default=256, help="tokens of T5 (default 256)")
+    parser.add_argument("--count", type=int, help="how many captions are drawn; all in their order by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image, and of what is drawn (default 0)")
+    parser.add_argument(
+        "--budget-gb", type=float, help="memory of the device, for a plan of SD3 or FLUX.1 that fits it"
+    )
+
+
+def _captions(given: Namespace) -> int:
+    from .commands import captions
+
+    return captions.run(captions.Asked(**{name: getattr(given, name) for name in captions.Asked._fields}))
+
+
 class Command(NamedTuple):
     """A subcommand."""
 
@@ -166,6 +188,7 @@ COMMANDS = {
     "train": Command("train a miniature model from nothing, or resume, and ship it", _train_arguments, _train),
     "evaluate": Command("score a folder of images, each with its prompt", _evaluate_arguments, _evaluate),
     "explore": Command("open the explorer in JupyterLab", _explore_arguments, _explore),
+    "captions": Command("draw a file of captions, and tell what each image took", _captions_arguments, _captions),
     "plan": Command("how many steps may be shared, and what it saves", _plan_arguments, _plan),
 }
 

@@ -10,6 +10,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     LCMScheduler,
     SD3Transformer2DModel,
     StableDiffusionPipeline,
@@ -25,11 +26,11 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from hybridlib.denoising.pipelines import HybridStableDiffusion3Pipeline
+from hybridlib.denoising.pipelines import HybridFluxPipeline, HybridStableDiffusion3Pipeline
 from hybridlib.miniature.tokens import MAX_TOKENS, build_tokenizer
 
 
-def random_sd3(with_t5: bool = False, seed: int = 0) -> HybridStableDiffusion3Pipeline:
+def random_sd3(with_t5: bool = False, seed: int = 0, **config) -> HybridStableDiffusion3Pipeline:
     """An untrained SD3 with 4x downsampling, 32x32 images, and optionally T5: another size than mini-sd3."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
@@ -45,6 +46,7 @@ def random_sd3(with_t5: bool = False, seed: int = 0) -> HybridStableDiffusion3Pi
         caption_projection_dim=32,
         pooled_projection_dim=48,
         pos_embed_max_size=12,
+        **config,
     )
     for parameter in transformer.parameters():  # large enough that prompts and guidance matter
         torch.nn.init.normal_(parameter, std=0.12)
@@ -139,6 +141,46 @@ def random_sdxl(seed: int = 0, scheduler=None, cls=StableDiffusionXLPipeline, **
         scheduler=scheduler or diffusion_scheduler(),
         add_watermarker=False,
     )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0}  # what FLUX.1-dev sets; schnell has a fixed shift of 1
+
+
+def random_flux_transformer(seed=0, **config):
+    """An untrained FLUX.1 transformer of 4 latent channels, with one block of each kind."""
+    torch.manual_seed(seed)
+    config = {"guidance_embeds": True, "num_single_layers": 1} | config
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=48,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 2, 2),
+        **config,
+    )
+    for parameter in transformer.parameters():  # large enough that prompts and guidance matter
+        torch.nn.init.normal_(parameter, std=0.12)
+    return transformer.eval()
+
+
+def random_flux(seed: int = 0, cls=HybridFluxPipeline, scheduler=None, **config):
+    """An untrained FLUX.1 with 4x downsampling; with `guidance_embeds=False` a schnell. Images are 32x32 if asked."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    pipeline = cls(
+        transformer=random_flux_transformer(seed, **config),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+        vae=_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1, scaling_factor=0.4).eval(),
+        text_encoder=_text_encoder(16, tokenizer, CLIPTextModel).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=_t5(48).eval(),
+        tokenizer_2=_t5_tokenizer(),
+    )
+    pipeline.default_sample_size = 8  # the stock class has 128 written in
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -144,3 +144,13 @@ def test_cost_shares_are_per_cent():
     ax = figures.cost_shares(pd.DataFrame(rows, columns=["arm", "model", "side", "batch", "share"])).axes[0]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 10])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["64", "1,024"]
+
+
+def test_memory_bars_stack_estimates_on_counted_weights():
+    rows = [("one", "resident", 14.0, 3.0), ("one", "stream", 0.5, 3.0), ("two", "resident", 33.0, 5.0)]
+    table = pd.DataFrame(rows, columns=["model", "plan", "weights_gb", "activations_gb"])
+    figure = figures.memory_bars(table, lines_gb=(8,))
+    assert [ax.get_title() for ax in figure.axes] == ["one", "two"]
+    weights, activations = figure.axes[0].containers
+    assert [bar.get_height() for bar in weights] == [14.0, 0.5]
+    assert [(bar.get_y(), bar.get_height()) for bar in activations] == [(14.0, 3.0), (0.5, 3.0)]

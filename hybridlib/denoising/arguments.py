@@ -26,6 +26,7 @@ _NOT_HYBRID = (  # stock arguments that have no meaning when several users share
     *("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     *("ip_adapter_image", "ip_adapter_image_embeds", "skip_guidance_layers"),
+    *("negative_ip_adapter_image", "negative_ip_adapter_image_embeds", "true_cfg_scale"),
     *("timesteps", "denoising_end", "eta", "guidance_rescale"),
 )
 
@@ -136,21 +137,29 @@ def latent_size(denoiser: GuidedDenoiser, height: int | None, width: int | None)
 
 def check_segments(trajectories: Sequence[Trajectory], denoisers: Mapping[str, Denoiser]) -> None:
     """Raise ValueError where a segment asks its denoiser for what it cannot do."""
+    scales: dict[str, float] = {}  # of denoisers that ignore them
     for segment in dict.fromkeys(segment for trajectory in trajectories for segment in trajectory.segments):
-        if segment.denoiser not in denoisers:
+        name, scale = segment.denoiser, segment.guidance_scale
+        if name not in denoisers:
             known = ", ".join(map(repr, denoisers))
-            raise ValueError(f"a segment asks for denoiser {segment.denoiser!r}; there are {known}")
-        if getattr(denoisers[segment.denoiser], "embeds_guidance", False):
-            if segment.negative_prompt:
+            raise ValueError(f"a segment asks for denoiser {name!r}; there are {known}")
+        if not getattr(denoisers[name], "embeds_guidance", False):
+            continue
+        if segment.negative_prompt:
+            raise ValueError(
+                f"negative_prompt must be empty where the network embeds its guidance scale, as denoiser {name!r} "
+                f"does, got {segment.negative_prompt!r}"
+            )
+        if getattr(denoisers[name], "ignores_guidance", False):
+            if scales.setdefault(name, scale) != scale:
                 raise ValueError(
-                    f"negative_prompt must be empty where the network embeds its guidance scale, as denoiser "
-                    f"{segment.denoiser!r} does, got {segment.negative_prompt!r}"
+                    f"guidance_scale must be one value throughout where the network takes none, as denoiser {name!r} "
+                    f"does not, got {scales[name]} and {scale}"
                 )
-            if segment.guidance_scale < 1:
-                raise ValueError(
-                    f"guidance_scale must be at least 1 where the network embeds it, as denoiser "
-                    f"{segment.denoiser!r} does, got {segment.guidance_scale}"
-                )
+        elif scale < 1:
+            raise ValueError(
+                f"guidance_scale must be at least 1 where the network embeds it, as denoiser {name!r} does, got {scale}"
+            )
 
 
 def check_stock(call: dict[str, Any], defaults: Mapping[str, Any], denoiser: GuidedDenoiser) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from .blend import Blend, Prompt, mean_embeddings
 from .identity import model_identity
+from .texts import EncodesTexts
 from .trajectory import Conditioning
 
 
@@ -29,12 +29,12 @@ class Space(NamedTuple):
     training_noise: str  # the noise schedule that they were trained on
 
     @staticmethod
-    def of(model: Any, vae: Any, prediction_type: str, training_noise: str) -> Space:
-        """The space of a network and the VAE of its pipeline."""
+    def of(latent_channels: int, vae: Any, prediction_type: str, training_noise: str) -> Space:
+        """The space of a network of so many latent channels and the VAE of its pipeline."""
         tiny = type(vae).__name__ == "AutoencoderTiny"
         scaling = None if tiny else float(vae.config.scaling_factor)
         shift = None if tiny else float(vae.config.get("shift_factor") or 0.0)
-        return Space(model.config.in_channels, scaling, shift, prediction_type, training_noise)
+        return Space(latent_channels, scaling, shift, prediction_type, training_noise)
 
     def difference(self, other: Space) -> str | None:
         """The first thing in which two spaces differ, as far as both tell, in words, or None."""
@@ -69,7 +69,7 @@ class Denoiser(Protocol):
         ...
 
 
-class GuidedDenoiser(ABC):
+class GuidedDenoiser(EncodesTexts):
     """A network of a diffusers pipeline with per-row prompt, negative prompt and guidance scale.
 
     Rows at guidance scale <= 1 cost one evaluation, the others two: e = e_neg + g (e_text - e_neg). Prompts are
@@ -96,10 +96,11 @@ class GuidedDenoiser(ABC):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.pipeline = pipeline
         self.model = getattr(pipeline, self.network)
-        self.batch_size = batch_size
+        plan = getattr(pipeline, "memory_plan", None)
+        self.batch_size = min(batch_size, plan.batch_size) if plan else batch_size
         self.clip_skip = clip_skip
         self.attention_kwargs = attention_kwargs
-        self._embeds: dict[tuple[Prompt, bool], tuple[Tensor, ...]] = {}
+        super().__init__()
         self._places: dict[object, tuple[torch.device, torch.dtype]] = {}
         self._identity: str | None = None
 
@@ -107,7 +108,7 @@ class GuidedDenoiser(ABC):
         """The same denoiser with another network; encoded prompts are shared."""
         other = copy.copy(self)
         other.model = model
-        other._places, other._identity = {}, None
+        other._places, other._near, other._identity = {}, {}, None
         return other
 
     @property
@@ -152,6 +153,11 @@ class GuidedDenoiser(ABC):
         return False
 
     @property
+    def ignores_guidance(self) -> bool:
+        """Whether the network was made to need no guidance and takes no scale."""
+        return False
+
+    @property
     @abstractmethod
     def space(self) -> Space:
         """What another model has to share to take part in the same trajectory."""
@@ -171,9 +177,25 @@ class GuidedDenoiser(ABC):
     def default_size(self) -> int:
         """Height and width of images in pixels where nobody says otherwise."""
 
-    def schedule_options(self, config: Any, latent_size: tuple[int, int]) -> dict[str, Any]:
-        """What the scheduler's `set_timesteps` needs to know of the latents' size."""
+    def schedule_options(self, config: Any, latent_size: tuple[int, int], num_inference_steps: int) -> dict[str, Any]:
+        """What the scheduler's `set_timesteps` is told beside the number of steps, as the stock pipeline tells it."""
         return {}
+
+    def noise(self, rows: int, height: int, width: int, generator: Any, latents: Tensor | None) -> Tensor:
+        """Initial latents (rows, channels, height, width): as the stock pipeline draws them, or those that it is given.
+
+        Height and width are those of the image in pixels.
+        """
+        where = (self.dtype, self.device)
+        return self.pipeline.prepare_latents(rows, self.latent_channels, height, width, *where, generator, latents)
+
+    def to_stock(self, latents: Tensor) -> Tensor:
+        """Latents as the stock pipeline returns them and shows them to callbacks."""
+        return latents
+
+    def from_stock(self, latents: Tensor, latent_size: tuple[int, int]) -> Tensor:
+        """Inverse of `to_stock`: (rows, channels, height, width)."""
+        return latents
 
     @abstractmethod
     def decode(self, latents: Tensor, output_type: str) -> Any:
@@ -182,10 +204,6 @@ class GuidedDenoiser(ABC):
     @abstractmethod
     def example(self, height: int, width: int) -> dict[str, Any]:
         """Arguments of the network for one evaluation at an image size in pixels, empty tensors on the meta device."""
-
-    @abstractmethod
-    def _encode(self, text: str, negative: bool) -> tuple[Tensor, ...]:
-        """What the network is told of a text, each with a leading dimension of 1."""
 
     @abstractmethod
     def _evaluate(
@@ -243,22 +261,6 @@ class GuidedDenoiser(ABC):
         text = text.clone()
         text[guided] = guided_output
         return text
-
-    def _encoded(self, texts: Sequence[tuple[Prompt, bool]]) -> tuple[Tensor, ...]:
-        rows = [self._told(*text) for text in texts]
-        device, dtype = self._place
-        return tuple(torch.cat(parts).to(device, dtype) for parts in zip(*rows, strict=True))
-
-    def _told(self, prompt: Prompt, negative: bool) -> tuple[Tensor, ...]:
-        """What the network is told of a prompt or of the mean of several, remembered."""
-        told = self._embeds.get((prompt, negative))
-        if told is None:
-            if isinstance(prompt, Blend):
-                told = mean_embeddings(prompt, (self._told(text, negative) for text in prompt.prompts))
-            else:
-                told = self._encode(prompt, negative)
-            self._embeds[prompt, negative] = told
-        return told
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -10,7 +10,7 @@ from .own import OwnDenoiser, is_own
 from .trajectory import Conditioning, check_type
 
 DIFFUSERS = (
-    *("StableDiffusion3Pipeline", "StableDiffusionXLPipeline"),
+    *("StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionXLPipeline"),
     *("StableDiffusionPipeline", "LatentConsistencyModelPipeline"),
 )
 
@@ -26,19 +26,25 @@ def check_pipeline(pipeline: object) -> None:
         check_type("pipeline", pipeline, (), f"one of {', '.join(DIFFUSERS)}")
 
 
-def denoiser_of(pipeline: Any, batch_size: int = 64, max_sequence_length: int = 256) -> GuidedDenoiser:
+def denoiser_of(pipeline: Any, batch_size: int = 64, max_sequence_length: int | None = None) -> GuidedDenoiser:
     """The denoiser of a diffusers pipeline, by its class.
+
+    `max_sequence_length` is that of T5, where there is one; by default as in diffusers, 256 of SD3 and 512 of FLUX.
 
     Raises:
         TypeError: if there is none for this pipeline.
     """
+    from .flux import FluxDenoiser
     from .sd3 import SD3Denoiser
     from .unet import SDXLDenoiser, UNetDenoiser
 
     check_pipeline(pipeline)
     bases = [base.__name__ for base in type(pipeline).__mro__]
+    tokens = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
     if "StableDiffusion3Pipeline" in bases:
-        return SD3Denoiser(pipeline, batch_size, max_sequence_length)
+        return SD3Denoiser(pipeline, batch_size, **tokens)
+    if "FluxPipeline" in bases:
+        return FluxDenoiser(pipeline, batch_size, **tokens)
     return (SDXLDenoiser if "StableDiffusionXLPipeline" in bases else UNetDenoiser)(pipeline, batch_size)
 
 
@@ -62,7 +68,7 @@ def collect(first: GuidedDenoiser, others: Mapping[str, Any] | None) -> dict[str
         if not name:
             raise ValueError("a name of denoisers must not be '', which is the pipeline's own network")
         if is_pipeline(other):
-            denoisers[name] = denoiser_of(other, first.batch_size, getattr(first, "max_sequence_length", 256))
+            denoisers[name] = denoiser_of(other, first.batch_size, getattr(first, "max_sequence_length", None))
         elif is_own(other):
             denoisers[name] = cast(GuidedDenoiser, OwnDenoiser(name, other, first))  # answers all that it is asked
         else:

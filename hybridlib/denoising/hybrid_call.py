@@ -26,6 +26,7 @@ from .solvers import (
     solver_identity,
     write_history,
 )
+from .texts import encode_ahead
 from .trajectory import Trajectory
 from .tree import Cost, Tree
 from .walk import check_walk, walk
@@ -211,6 +212,7 @@ class HybridPipeline:
             made_by = next((name for name, d in denoisers.items() if d.model is kept.model), "another")
         generators = self._generators(call, len(latents)) if draws_noise(scheduler) else None
         check_walk(tree, denoisers, scheduler, generators, ask.handoff)
+        encode_ahead(denoisers, [tree])
         if plan.keep_step == 0:
             self._handover = Handover(latents, 0, {}, levels, solver, None)
         options: dict[str, Any] = {"generators": generators, "handoff": ask.handoff, "made_by": made_by}
@@ -219,8 +221,9 @@ class HybridPipeline:
         with self.progress_bar(total=tree.cost.tree) as bar:
             for front in walk(tree, denoisers, scheduler, latents, **options):
                 if (callback := call["callback_on_step_end"]) is not None:
-                    returned = callback(self, front.updates - 1, front.timestep, {"latents": front.latents})
-                    front.latents = returned.pop("latents", front.latents)
+                    shown = first.to_stock(front.latents)
+                    returned = callback(self, front.updates - 1, front.timestep, {"latents": shown})
+                    front.latents = first.from_stock(returned.pop("latents", shown), size)
                 latents, rows = front.latents, front.members
                 if plan.keep_step == front.updates:
                     model = denoisers[tree.levels[front.updates - 1][0].denoiser].model
@@ -262,4 +265,4 @@ def _ignoring(trajectory: Trajectory, denoisers: dict[str, GuidedDenoiser]) -> T
 
 
 def _finish(denoiser: GuidedDenoiser, latents: Tensor, output_type: str) -> Any:
-    return latents if output_type == "latent" else decode(denoiser, latents, output_type=output_type)
+    return denoiser.to_stock(latents) if output_type == "latent" else decode(denoiser, latents, output_type=output_type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from ..progress import quiet_libraries
 
 if TYPE_CHECKING:
     from .hybrid_call import HybridPipeline
+    from .memory import MemoryPlan
 
 DTYPES = ("float32", "float16", "bfloat16")
 INDEX = "model_index.json"
 OPTIONAL = ("text_encoder_3", "tokenizer_3", "safety_checker", "feature_extractor", "image_encoder")
 FAMILIES = {  # the class that a folder names -> the class that it loads as
     "StableDiffusion3Pipeline": "HybridStableDiffusion3Pipeline",
+    "FluxPipeline": "HybridFluxPipeline",
     "StableDiffusionPipeline": "HybridStableDiffusionPipeline",
     "LatentConsistencyModelPipeline": "HybridStableDiffusionPipeline",
     "StableDiffusionXLPipeline": "HybridStableDiffusionXLPipeline",
@@ -25,7 +28,7 @@ FAMILIES |= {name: name for name in FAMILIES.values()}
 
 
 def locate(name: str) -> str:
-    """The folder of a miniature or local model, or the hub id itself."""
+    """The folder of a miniature or local model, or the hub id: of a published pipeline by its short name, or itself."""
     shipped = MODELS / name
     if shipped.is_dir():
         return str(shipped)
@@ -35,7 +38,9 @@ def locate(name: str) -> str:
         raise ValueError(
             f"no miniature model {name!r} in {MODELS}; shipped: {sorted(p.name for p in MODELS.glob('mini-*'))}"
         )
-    return name
+    from .blueprints import HUB
+
+    return next((hub for hub, short in HUB.items() if short == name), name)
 
 
 def class_of(location: str) -> Any:
@@ -62,17 +67,45 @@ def _absent(folder: Path) -> list[str]:
     return [part for part, entry in lists.items() if part in OPTIONAL and not (folder / part).is_dir()]
 
 
-def load(name: str, device: str | None = None, dtype: str | None = None) -> HybridPipeline:
-    """A hybrid pipeline of SD3, Stable Diffusion 1.x, LCM or SDXL: a miniature's name, a local folder or a hub id.
+def plan(name: str, budget_gb: float | None = None, **options: Any) -> MemoryPlan:
+    """What `load` would do to fit a budget, and what that needs, from configurations alone; `print` explains it.
+
+    Args:
+        name: a miniature's name, a folder, a hub id, or a name of `blueprints.BLUEPRINTS`; of SD3 or FLUX.1.
+        budget_gb: memory of the device in 10^9 bytes; without one everything stays on the device.
+        options: of `memory.make_plan`: placement, dtype ("bfloat16" by default), image_size, t5, batch_size,
+            vae_tiling, free_text_encoders.
+
+    Raises:
+        ValueError: one sentence with what the least plan needs, if nothing fits.
+    """
+    from . import memory
+
+    return memory.make_plan(locate(str(name)), budget_gb, **options)
+
+
+def load(
+    name: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    *,
+    plan: MemoryPlan | None = None,
+    budget_gb: float | None = None,
+    speed: Collection[str] = (),
+) -> HybridPipeline:
+    """A pipeline of SD3, FLUX.1, Stable Diffusion 1.x, LCM or SDXL: a miniature's name, a local folder or a hub id.
 
     Args:
         device: "cuda" where there is a GPU, else "cpu", by default.
-        dtype: "float32" on the CPU and "float16" elsewhere, by default.
+        dtype: that of the plan by default; without one "float32" on the CPU and "float16" elsewhere.
+        plan: where the parts are while the pipeline works, as `plan` made it.
+        budget_gb: or the memory of the device in 10^9 bytes; the fastest plan that fits is followed.
+        speed: names of `speed.SPEED`; each is worth it only where it was measured to be.
 
     Raises:
         TypeError: if the name is no text.
-        ValueError: if a folder holds another family of models, `dtype` is none of `DTYPES`, or a hub id cannot be
-            reached, naming the local-folder alternative.
+        ValueError: if a folder holds another family of models, `dtype` is none of `DTYPES`, no plan fits, or a hub id
+            cannot be reached, naming the local-folder alternative.
     """
     import torch
 
@@ -80,7 +113,7 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
         raise TypeError(f"name must be a miniature's name, a folder or a hub id, got {name!r}")
     name = str(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if device == "cpu" else "float16")
+    dtype = dtype or (plan.dtype if plan else None) or ("float32" if device == "cpu" else "float16")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     try:
@@ -88,19 +121,49 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> Hybr
     except (RuntimeError, TypeError):
         raise ValueError(f"device must be a name that torch knows, such as 'cpu' or 'cuda', got {device!r}") from None
     location = locate(name)
+    if budget_gb is not None or plan is not None:
+        return _load_planned(location, device, dtype, plan, budget_gb, speed)
+    pipeline = _read(location, dtype).to(device)
+    return _faster(pipeline, speed)
+
+
+def _load_planned(
+    location: str, device: str, dtype: str, plan: MemoryPlan | None, budget_gb: float | None, speed: Collection[str]
+) -> HybridPipeline:
+    from . import memory
+
+    if plan is None:
+        plan = memory.make_plan(location, budget_gb, dtype=dtype)
+    elif budget_gb is not None:
+        raise ValueError("plan and budget_gb are two ways to say one thing: pass one of them")
+    pipeline = _read(location, dtype, **memory.t5_options(location, plan.t5))
+    return _faster(memory.follow(pipeline, plan, device), speed)
+
+
+def _faster(pipeline: HybridPipeline, speed: Collection[str]) -> HybridPipeline:
+    if speed:
+        from .speed import apply_speed
+
+        apply_speed(pipeline, speed)
+    return pipeline
+
+
+def _read(location: str, dtype: str, **parts: Any) -> Any:
+    import torch
+
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     try:
         kind = class_of(location)
         if Path(location).is_dir():  # parts that a folder was saved without, such as T5
             options |= dict.fromkeys(_absent(Path(location)))
         with quiet_libraries():
-            pipeline = kind.from_pretrained(location, **options)
+            pipeline = kind.from_pretrained(location, **options | parts)
     except OSError as error:
         if Path(location).is_dir():
             raise
         raise ValueError(
-            f"{name!r} is neither a miniature model nor a folder here, and the hub did not deliver it; download the "
-            f"model on a connected machine and pass its local folder instead"
+            f"{location!r} is neither a miniature model nor a folder here, and the hub did not deliver it; download "
+            f"the model on a connected machine and pass its local folder instead"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline

@@ -1,12 +1,13 @@
-"""The diffusers pipelines of SD3, Stable Diffusion 1.x and SDXL with the hybrid arguments of `HybridPipeline`."""
+"""The diffusers pipelines of SD3, FLUX.1, Stable Diffusion 1.x and SDXL with the arguments of `HybridPipeline`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from .denoisers import GuidedDenoiser
+from .flux import FluxDenoiser
 from .hybrid_call import HybridPipeline
 from .sd3 import SD3Denoiser
 from .unet import SDXLDenoiser, UNetDenoiser
@@ -22,6 +23,28 @@ class HybridStableDiffusion3Pipeline(HybridPipeline, StableDiffusion3Pipeline):
 
     def _check_family(self, call: dict[str, Any]) -> None:
         self.check_inputs(call["prompt"], None, None, call["height"], call["width"])
+
+
+class HybridFluxPipeline(HybridPipeline, FluxPipeline):
+    """`FluxPipeline` plus the hybrid arguments; without one of them it is the stock pipeline.
+
+    With them there is no negative prompt, and none of the true classifier-free guidance (`true_cfg_scale`) that
+    diffusers offers beside the embedded scale: NPI does not exist here, and SIM is another mechanism, see
+    `FluxDenoiser`. Latents go in and out packed, as in diffusers.
+    """
+
+    def _denoiser(self, call: dict[str, Any], batch_size: int) -> GuidedDenoiser:
+        return FluxDenoiser(self, batch_size, call["max_sequence_length"], call["joint_attention_kwargs"])
+
+    def _check_family(self, call: dict[str, Any]) -> None:
+        if call["negative_prompt"] is not None:
+            raise ValueError("negative_prompt must be None with the hybrid arguments: FLUX.1 embeds its guidance scale")
+        multiple = 2 * self.vae_scale_factor
+        for side in ("height", "width"):
+            if call[side] % multiple:
+                raise ValueError(f"{side} must be a multiple of {multiple} pixels, got {call[side]}")
+        length = call["max_sequence_length"]
+        self.check_inputs(call["prompt"], None, call["height"], call["width"], max_sequence_length=length)
 
 
 class HybridStableDiffusionPipeline(HybridPipeline, StableDiffusionPipeline):

@@ -99,8 +99,7 @@ def _noise(call: dict[str, Any], rows: int, denoiser: GuidedDenoiser) -> Tensor:
     latents = call["latents"]
     if latents is not None and len(latents) != rows:
         raise ValueError(f"latents must hold num_images_per_prompt={rows} rows shared by all users, got {len(latents)}")
-    size, where = (call["height"], call["width"]), (denoiser.dtype, denoiser.device)
-    return denoiser.pipeline.prepare_latents(rows, denoiser.latent_channels, *size, *where, call["generator"], latents)
+    return denoiser.noise(rows, call["height"], call["width"], call["generator"], latents)
 
 
 def compressed(plan: Plan, step: int, codec: Codec, num_inference_steps: int) -> Plan:

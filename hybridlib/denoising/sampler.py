@@ -19,6 +19,7 @@ from .families import collect, denoiser_of, nfe_of
 from .samples import Kept, Samples, rows_of
 from .solvers import draws_noise, evaluations, joined_history, prepared_scheduler, read_history, write_history
 from .state import DenoiseState
+from .texts import encode_ahead
 from .trajectory import Trajectory
 from .tree import Tree
 from .walk import check_walk, walk
@@ -36,7 +37,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     batch_size: int = 64,
-    max_sequence_length: int = 256,
+    max_sequence_length: int | None = None,
     keep: Collection[int] = (),
     resume: DenoiseState | Sequence[DenoiseState] | None = None,
     progress: bool | tqdm = True,
@@ -44,8 +45,8 @@ def sample(
     """Run trajectories as one tree.
 
     Args:
-        pipeline: of SD3, Stable Diffusion 1.x, SDXL or a latent consistency model; its network runs the segments that
-            name no denoiser, its VAE decodes, its scheduler steps.
+        pipeline: of SD3, FLUX.1, Stable Diffusion 1.x, SDXL or a latent consistency model; its network runs the
+            segments that name no denoiser, its VAE decodes, its scheduler steps.
         trajectories: all over the same steps. Without `resume` they start at 0 from the noise of their seed.
         denoisers: by the names that segments use: networks, which take prompts from the pipeline, pipelines, which
             encode prompts themselves, or denoisers of your own (`own`).
@@ -55,6 +56,7 @@ def sample(
         shift: of the noise schedule; the model's own by default. It belongs to a resolution: large latents bear more.
         height, width: image size in pixels; the model's own by default.
         batch_size: most denoiser evaluations in one forward.
+        max_sequence_length: tokens of T5, where there is one; by default as in diffusers, 256 of SD3 and 512 of FLUX.
         keep: numbers of updates after which to keep latents (0 = initial noise), beside the final ones.
         resume: a state to go on from, one for all trajectories or one for each; every trajectory then starts at the
             step of its state and has its seed. Trajectories that go on from the same state object share its row.
@@ -75,6 +77,7 @@ def sample(
     states = [resume] * len(trajectories) if isinstance(resume, DenoiseState) else list(resume or ())
     tree = setup.tree(trajectories, states, keep)
     warn_of_foreign_words(pipeline.tokenizer, tree.texts, stacklevel=4)
+    encode_ahead(setup.denoisers, [tree])
     with progress_bar(tree.cost.tree, "denoise", progress is True) as own_bar:
         shown = progress if isinstance(progress, tqdm) else own_bar
         return setup.walk(tree, trajectories, states, keep, shown)

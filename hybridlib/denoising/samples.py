@@ -25,8 +25,11 @@ def decode(denoiser: GuidedDenoiser, latents: Tensor, batch_size: int = 16, outp
     """One image per row of final or intermediate latents, as stock diffusers returns them.
 
     A list of PIL images ("pil"), an array (B, H, W, 3) ("np") or a tensor (B, 3, H, W) ("pt"), both in 0..1.
+    A memory plan may allow fewer images at a time than `batch_size`.
     """
-    parts = [denoiser.decode(batch, output_type) for batch in latents.split(batch_size)]
+    plan = getattr(denoiser.pipeline, "memory_plan", None)
+    most = min(batch_size, plan.decode_batch_size) if plan else batch_size
+    parts = [denoiser.decode(batch, output_type) for batch in latents.split(most)]
     if output_type == "np":
         return np.concatenate(parts)
     return torch.cat(parts) if output_type == "pt" else [image for part in parts for image in part]

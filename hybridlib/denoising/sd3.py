@@ -20,6 +20,8 @@ class SD3Denoiser(GuidedDenoiser):
     """
 
     network = "transformer"
+    largest_shift = 1.16  # where the scheduler does not say, as the stock pipeline has it
+    encodes_lists = True
 
     def __init__(
         self,
@@ -35,7 +37,7 @@ class SD3Denoiser(GuidedDenoiser):
     @property
     def space(self) -> Space:
         """See `GuidedDenoiser.space`. Every flow is trained on all noise levels between data and noise."""
-        return Space.of(self.model, self.pipeline.vae, "flow_prediction", "flow")
+        return Space.of(self.latent_channels, self.pipeline.vae, "flow_prediction", "flow")
 
     @property
     def size_multiple(self) -> int:
@@ -47,19 +49,19 @@ class SD3Denoiser(GuidedDenoiser):
         """Height and width of images in pixels where nobody says otherwise."""
         return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
 
-    def schedule_options(self, config: Any, latent_size: tuple[int, int]) -> dict[str, Any]:
+    def schedule_options(self, config: Any, latent_size: tuple[int, int], num_inference_steps: int) -> dict[str, Any]:
         """`mu`, where the schedule shifts with the number of latent patches."""
         from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
         if not config.get("use_dynamic_shifting"):
             return {}
-        patch = self.model.config.patch_size
+        patch = self.size_multiple // self.pipeline.vae_scale_factor
         mu = calculate_shift(
             (latent_size[0] // patch) * (latent_size[1] // patch),
             config.get("base_image_seq_len", 256),
             config.get("max_image_seq_len", 4096),
             config.get("base_shift", 0.5),
-            config.get("max_shift", 1.16),
+            config.get("max_shift", self.largest_shift),
         )
         return {"mu": mu}
 
@@ -83,7 +85,7 @@ class SD3Denoiser(GuidedDenoiser):
                 "pooled_projections": torch.empty(1, config.pooled_projection_dim),
             }
 
-    def _encode(self, text: str, negative: bool) -> tuple[Tensor, ...]:
+    def _encode(self, text: str | list[str], negative: bool) -> tuple[Tensor, ...]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             text,
             None,

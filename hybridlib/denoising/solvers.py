@@ -183,10 +183,11 @@ def prepared_scheduler(
     pipeline = denoiser.pipeline
     check_scheduler(pipeline.scheduler, denoiser.is_flow)
     scheduler = copy.deepcopy(pipeline.scheduler) if shift is None else _shifted(pipeline.scheduler, shift)
-    options = denoiser.schedule_options(scheduler.config, latent_size) if mu is None else {"mu": mu}
+    given = {name: value for name, value in (("sigmas", sigmas), ("mu", mu)) if value is not None}
+    options = denoiser.schedule_options(scheduler.config, latent_size, num_inference_steps) | given
     if unknown := options.keys() - inspect.signature(scheduler.set_timesteps).parameters:
         raise ValueError(f"{type(scheduler).__name__} takes no {unknown.pop()}; leave it out")
-    retrieve_timesteps(scheduler, num_inference_steps, pipeline._execution_device, sigmas=sigmas, **options)
+    retrieve_timesteps(scheduler, num_inference_steps, pipeline._execution_device, **options)
     if (updates := len(evaluations(scheduler))) != num_inference_steps:
         raise ValueError(
             f"{type(scheduler).__name__} makes {updates} updates of num_inference_steps={num_inference_steps}; "

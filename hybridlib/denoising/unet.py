@@ -38,7 +38,7 @@ class UNetDenoiser(GuidedDenoiser):
         training += " own betas" * (noise.get("trained_betas") is not None)
         training += " zero SNR" * bool(noise.get("rescale_betas_zero_snr"))
         kind = noise.get("prediction_type", "epsilon")
-        return Space.of(self.model, self.pipeline.vae, kind, training)
+        return Space.of(self.latent_channels, self.pipeline.vae, kind, training)
 
     @property
     def size_multiple(self) -> int:
@@ -74,7 +74,7 @@ class UNetDenoiser(GuidedDenoiser):
                 arguments["timestep_cond"] = torch.empty(1, config.time_cond_proj_dim)
         return arguments
 
-    def _encode(self, text: str, negative: bool) -> tuple[Tensor, ...]:
+    def _encode(self, text: str | list[str], negative: bool) -> tuple[Tensor, ...]:
         skip = None if negative else self.clip_skip  # as diffusers has it
         embeds, _ = self.pipeline.encode_prompt(text, self.pipeline._execution_device, 1, False, clip_skip=skip)
         return (embeds,)
@@ -154,7 +154,7 @@ class SDXLDenoiser(UNetDenoiser):
         added = {"text_embeds": torch.empty(1, pooled, device="meta"), "time_ids": torch.empty(1, 6, device="meta")}
         return super().example(height, width) | {"added_cond_kwargs": added}
 
-    def _encode(self, text: str, negative: bool) -> tuple[Tensor, ...]:
+    def _encode(self, text: str | list[str], negative: bool) -> tuple[Tensor, ...]:
         pipeline = self.pipeline
         none = negative and not text and pipeline.config.force_zeros_for_empty_prompt
         embeds, _, pooled, _ = pipeline.encode_prompt(

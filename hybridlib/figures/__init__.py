@@ -3,6 +3,7 @@
 from .assignment import changes_by_arm, changes_over_steps, cost_shares
 from .charts import cost_bars, interval_lines, interval_panels
 from .compact import decoders, kept_shares, loss_curves, significance
+from .full_size import memory_bars
 from .images import filmstrip, image_grid
 from .links import bytes_needed, parabola_fits, quality_lines, quality_surface, rate_distortion
 from .prices import front, prices
@@ -40,6 +41,7 @@ __all__ = [
     "kept_shares",
     "learning_curves",
     "loss_curves",
+    "memory_bars",
     "mixture_front",
     "over_load",
     "parabola_fits",

@@ -35,10 +35,11 @@ def diffusion_model(name: str) -> None:
     """Raise ValueError unless `models.load` will find this model whole; a hub id is downloaded."""
     from ..denoising import models
 
-    folder = Path(models.locate(name))
+    location = models.locate(name)
+    folder = Path(location)
     if not folder.is_dir():
         try:
-            models.class_of(name).download(name, use_safetensors=True)
+            models.class_of(location).download(location, use_safetensors=True)
         except (OSError, ValueError):
             raise ValueError(
                 "neither a miniature model nor a folder here, and the hub did not deliver it; download the model on a "

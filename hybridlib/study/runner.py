@@ -92,13 +92,15 @@ def generate(
     """
     from ..denoising.families import collect, denoiser_of, nfe_of
     from ..denoising.sampler import progress_bar
+    from ..denoising.texts import encode_ahead
 
     if duplicates := table["path"][table["path"].duplicated()].tolist():
         raise ValueError(f"every image needs its own path, {duplicates[0]!r} occurs more than once")
     check_inside(table["path"])
     shards = list(shards_of(table))
     models = models or Models()
-    denoisers = collect(denoiser_of(pipeline), models.denoisers)
+    first = denoiser_of(pipeline, settings.batch_size, settings.max_sequence_length)
+    denoisers = collect(first, models.denoisers)
     trees = [Tree(list(shard["trajectory"]), nfe=nfe_of(denoisers)) for shard in shards]
     if beyond := [tree.stop for tree in trees if tree.stop > settings.num_inference_steps]:
         raise ValueError(
@@ -109,11 +111,12 @@ def generate(
     seconds = 0.0
     lock = contextlib.nullcontext() if shared else locked(folder / LOCK)
     with lock, progress_bar(cost.tree, "generate", progress) as bar:
-        for shard, tree in zip(shards, trees, strict=True):
+        for number, (shard, tree) in enumerate(zip(shards, trees, strict=True)):
             rows = [[path, t.as_json()] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
             ledger = folder / ".ledger" / f"{digest(context, rows)}.json"
             done = _finished_seconds(ledger, folder)
             if done is None:
+                encode_ahead(denoisers, trees, number, whole=True)
                 done = _run_shard(shard, pipeline, folder, settings, ledger, bar, models)
             else:
                 bar.update(tree.cost.tree)
@@ -170,6 +173,8 @@ def _context(
     scheduler = pipeline.scheduler
     schedule = [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
     context = [denoisers[""].identity, schedule, settings._asdict(), versions().to_dict()]
+    if (plan := getattr(pipeline, "memory_plan", None)) is not None:
+        context.append(plan.as_key())
     if not models.denoisers:  # as ledgers were before there were any
         return context
     return [*context, models.handoff, {name: denoiser.identity for name, denoiser in denoisers.items()}]

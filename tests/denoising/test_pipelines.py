@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from factories import random_sd3
 from reference.hybrid_loop import hybrid_latents
 from reference.stock import DRIFT, noise, stock
 
@@ -201,3 +202,22 @@ def test_personal_call_refuses_another_common_step(tiny):
 def test_signature_shows_stock_and_hybrid_arguments(tiny):
     names = set(inspect.signature(tiny.__call__).parameters)
     assert {"prompt", "guidance_scale", "callback_on_step_end", "public_prompt", "common_step"} <= names
+
+
+SD35 = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}  # what SD3.5-medium adds, in its first 13 of 24 blocks
+
+
+def test_sd35_is_stock_bit_for_bit_and_shares_steps():
+    newer = random_sd3(with_t5=True, **SD35)
+    assert hasattr(newer.transformer.transformer_blocks[0], "attn2")
+    options = {"guidance_scale": 4.5, "negative_prompt": "a blue ring"}
+    expected = call(stock(newer), PERSONAL[0], **options).images
+    assert torch.equal(call(newer, PERSONAL[0], **options).images, expected)
+    assert torch.equal(call(newer, PERSONAL[0], get_intermediate_result=True, **options).images, expected)
+    plain = call(random_sd3(with_t5=True), PERSONAL[0], **options).images
+    assert not torch.allclose(plain, expected, atol=10 * DRIFT)
+    made = call(newer, PERSONAL, public_prompt="a ring", common_step=2, **options).images
+    for row, prompt in enumerate(PERSONAL):
+        given = (2, noise(newer, 3), 4.5, 4.5, "a blue ring", STEPS, 12)
+        expected = hybrid_latents(newer, "a ring", prompt, *given)
+        torch.testing.assert_close(made[row : row + 1], expected, rtol=0, atol=DRIFT)

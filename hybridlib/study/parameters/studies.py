@@ -269,6 +269,28 @@ class CompactModelsParameters(Parameters):
     rounds: int = Field(8, ge=3, le=1000)  # of timing
 
 
+class FullSizeParameters(PromptParameters):
+    """Study 12: memory plans of models of true size, and a job of captions on a model that is here."""
+
+    notebook = "12_full_size"
+
+    budgets_gb: list[Annotated[float, Field(gt=0, le=1000)]] = Field([8.0, 16.0, 24.0, 48.0, 80.0], min_length=1)
+    model: str = "mini-sd3"  # that draws the captions
+    image_size: int = Field(64, ge=16, le=4096, multiple_of=16)
+    max_sequence_length: int = Field(1, ge=0, le=512)
+    batch_size: int = Field(4, ge=1, le=4096)
+    tasks: int = Field(12, ge=2, le=20)  # personal prompts that are drawn, of 20
+    least_steps: int = Field(10, ge=1, le=1000)  # of a task; 10 to 19 as published
+    most_steps: int = Field(12, ge=1, le=1000)
+    guidance_scale: Scale = 5.0
+
+    @model_validator(mode="after")
+    def _steps_are_a_range(self) -> Self:
+        if self.least_steps > self.most_steps:
+            raise ValueError(f"least_steps = {self.least_steps}: must be at most most_steps = {self.most_steps}")
+        return self
+
+
 STUDIES: dict[str, type[Parameters]] = {
     cls.notebook: cls
     for cls in (
@@ -282,5 +304,6 @@ STUDIES: dict[str, type[Parameters]] = {
         SchedulingParameters,
         CompactModelsParameters,
         ImmiscibleParameters,
+        FullSizeParameters,
     )
 }

@@ -1,0 +1,246 @@
+"""Memory plans: where the parts of a pipeline are while it works, told before anything is loaded, and followed.
+
+A pipeline that follows a plan encodes the prompts of a tree, or of a whole study, before the first step (`texts`), and
+keeps what they are encoded to in host memory. So the largest text encoder, T5, need not be on the device as a whole:
+its layers pass through, once for many prompts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from numbers import Real
+from typing import Any
+
+import torch
+
+from ..names import require_known
+from .blueprints import BLUEPRINTS, HUB, blueprint
+from .footprint import T5, Needs, needs_of, published_needs
+from .trajectory import check_type
+
+PLACEMENTS = {
+    "resident": "all parts stay on the device",
+    "stream text": "the layers of T5 pass through the device, once for many prompts; all else stays there",
+    "model": "one part at a time is on the device (model offload of diffusers)",
+    "stream": "the layers of text encoders and denoiser pass through the device at every forward; the VAE stays",
+}
+LADDER = ("resident", "stream text", "stream")  # that a budget is tried on, fastest first
+BATCHES = (64, 32, 16, 8, 4, 2, 1)
+_GB = 1e9
+
+
+@dataclass(frozen=True, repr=False)
+class MemoryPlan:
+    """Where the parts of a pipeline are, how many rows share a forward, and what that needs. Made by `make_plan`.
+
+    Outputs are those of the plan "resident" up to the rounding of another batch, except with T5 in 8 or 4 bit or
+    dropped, and with `vae_tiling`, which change them.
+    """
+
+    name: str
+    image_size: int  # pixels
+    dtype: str
+    placement: str  # of PLACEMENTS
+    t5: str  # of T5
+    batch_size: int  # most denoiser evaluations in one forward
+    decode_batch_size: int  # most images decoded together
+    needs: Needs
+    vae_tiling: bool = False  # parts of an image that is larger than the VAE was trained on are decoded one by one
+    free_text_encoders: bool = False  # `study.runner.generate` drops them once all prompts of its table are encoded
+
+    @property
+    def on_device(self) -> int:
+        """Bytes of weights that are on the device at one time, at the most."""
+        weights, text = self.needs.weights, self.needs.t5
+        if self.placement == "resident":
+            return sum(weights.values())
+        if self.placement == "stream text":
+            return sum(size for name, size in weights.items() if name != text) + self.needs.largest_layer
+        if self.placement == "stream":
+            return weights["vae"] + self.needs.largest_layer
+        encoders = sorted(size for name, size in weights.items() if name.startswith("text_encoder"))
+        return max(sum(encoders[-2:]), weights["transformer"], weights["vae"])  # the last encoder stays for the others
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device at the most; an estimate, since activations are."""
+        return self.on_device + max(
+            self.batch_size * self.needs.evaluation, self.decode_batch_size * self.needs.decoding
+        )
+
+    @property
+    def in_host_memory(self) -> int:
+        """Bytes of weights that wait in host memory."""
+        weights = self.needs.weights
+        if self.placement == "resident":
+            return 0
+        if self.placement == "stream text":
+            return weights.get(self.needs.t5 or "", 0)
+        return sum(weights.values()) - (weights["vae"] if self.placement == "stream" else 0)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether outputs are those of the resident plan, up to rounding."""
+        return self.t5 == "full" and not self.vae_tiling
+
+    def as_key(self) -> list[Any]:
+        """What of it decides the bytes of an image."""
+        return [self.placement, self.t5, self.batch_size, self.decode_batch_size, self.vae_tiling]
+
+    def __repr__(self) -> str:
+        return f"MemoryPlan({self.name}, {self.placement}, {self.peak / _GB:.1f} GB)"
+
+    def __str__(self) -> str:
+        weights = ", ".join(f"{name} {size / _GB:.2f}" for name, size in self.needs.weights.items())
+        lines = [
+            f"{self.name} in {self.dtype}, {self.image_size} pixels",
+            f"  plan {self.placement!r}: {PLACEMENTS[self.placement]}",
+            f"  weights (GB, counted): {weights}",
+            f"  T5: {self.t5}" * (self.t5 != "full"),
+            f"  on the device: {self.on_device / _GB:.2f} GB of weights, and activations (estimates): up to "
+            f"{self.batch_size} evaluations of {self.needs.evaluation / _GB:.2f} GB in a forward, "
+            f"{self.decode_batch_size} images of {self.needs.decoding / _GB:.2f} GB decoded together",
+            f"  peak about {self.peak / _GB:.1f} GB, the context of the driver not counted",
+            f"  in host memory: {self.in_host_memory / _GB:.2f} GB of weights, {self.needs.text / 1e6:.1f} MB a prompt",
+        ]
+        return "\n".join(line for line in lines if line)
+
+
+def make_plan(
+    name: str,
+    budget_gb: float | None = None,
+    *,
+    placement: str | None = None,
+    dtype: str = "bfloat16",
+    image_size: int | None = None,
+    t5: str = "full",
+    batch_size: int = 64,
+    vae_tiling: bool = False,
+    free_text_encoders: bool = False,
+) -> MemoryPlan:
+    """The fastest plan that fits the memory of a device; see `MemoryPlan`. Only configurations are read.
+
+    Args:
+        name: a name of `blueprints.BLUEPRINTS`, its hub id, or a folder; of SD3 or FLUX.1.
+        budget_gb: memory of the device in 10^9 bytes that PyTorch may allocate; without one everything fits.
+        placement: one of `PLACEMENTS`, where it shall be that one; by default the first of `LADDER` that fits.
+        dtype: of the weights.
+        image_size: side in pixels; the model's own by default.
+        t5: "full", "8bit", "4bit" (bitsandbytes) or "dropped" (SD3 only); all but the first change the images.
+        batch_size: most evaluations in one forward; fewer where so many do not fit.
+        vae_tiling, free_text_encoders: see `MemoryPlan`.
+
+    Raises:
+        TypeError, ValueError: one sentence, if nothing fits, with what the least plan needs; or if an argument is none
+            of those.
+    """
+    if budget_gb is not None:
+        check_type("budget_gb", budget_gb, Real, "a number of GB")
+        if not budget_gb > 0:
+            raise ValueError(f"budget_gb must be above 0, got {budget_gb}")
+    if placement is not None:
+        require_known("placement", placement, PLACEMENTS)
+    require_known("kind of t5", t5, T5)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    name = HUB.get(name, name)
+    if name in BLUEPRINTS:
+        size, needs = published_needs(name, dtype, image_size, t5)
+    else:
+        size, needs = needs_of(blueprint(name), dtype, image_size, t5)
+    streams_text = needs.t5 is not None and t5 == "full"
+    if placement == "stream text" and not streams_text:
+        raise ValueError(f"placement 'stream text' is for T5 in full; {name!r} has none, or t5 is {t5!r}")
+    batches = [n for n in {batch_size: 0} | dict.fromkeys(BATCHES) if n <= batch_size]
+    budget = float("inf") if budget_gb is None else budget_gb * _GB
+
+    def made(rung: str, rows: int, images: int) -> MemoryPlan:
+        return MemoryPlan(name, size, dtype, rung, t5, rows, images, needs, vae_tiling, free_text_encoders)
+
+    rungs = [placement] if placement else [rung for rung in LADDER if rung != "stream text" or streams_text]
+    for rung in rungs:
+        for rows in batches:
+            if rows < 2 <= batch_size and rung != rungs[-1]:  # a guided image should be one forward
+                continue
+            for images in (n for n in BATCHES if n <= 16):
+                if (plan := made(rung, rows, images)).peak <= budget:
+                    return plan
+    least = made(rungs[-1], 1, 1)
+    raise ValueError(
+        f"budget_gb = {budget_gb}: the least that {name!r} needs at {size} pixels in {dtype} is about "
+        f"{least.peak / _GB:.1f} GB ({least.placement!r}, one evaluation at a time)"
+    )
+
+
+# --- following a plan
+
+
+def follow(pipeline: Any, plan: MemoryPlan, device: str | torch.device) -> Any:
+    """Bring the parts of a pipeline, as it was loaded into host memory, to where the plan wants them.
+
+    Without an accelerator there is nowhere to move them: all stay in host memory, with a notice, and the rest of the
+    plan (texts encoded ahead, batches, tiling) holds.
+    """
+    device = torch.device(device)
+    if device.type == "cpu" and plan.placement != "resident":
+        warnings.warn(
+            f"no accelerator: plan {plan.placement!r} has nowhere to move weights to, they all stay in host memory",
+            stacklevel=3,
+        )
+        pipeline.to(device)
+    else:
+        place(pipeline, plan.placement, device)
+    if plan.vae_tiling:
+        pipeline.vae.enable_tiling()
+    pipeline.memory_plan, pipeline.encoded_texts = plan, {}
+    return pipeline
+
+
+def place(pipeline: Any, placement: str, device: torch.device) -> None:
+    """Move the parts of a pipeline, or let diffusers move them while it works."""
+    if placement == "resident":
+        pipeline.to(device)
+    elif placement == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        stays = [name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)]
+        streamed = [n for n in stays if n != "vae" and (placement == "stream" or n == t5_of(pipeline))]
+        streamed = [n for n in streamed if not getattr(getattr(pipeline, n), "is_quantized", False)]
+        pipeline.enable_group_offload(
+            device,
+            offload_type="leaf_level",
+            use_stream=device.type == "cuda",  # from pinned memory, while the layer before computes
+            exclude_modules=[name for name in stays if name not in streamed],
+        )
+
+
+def t5_of(pipeline: Any) -> str | None:
+    """The name of the T5 text encoder of a pipeline."""
+    parts = pipeline.components.items()
+    return next((name for name, part in parts if type(part).__name__ == "T5EncoderModel"), None)
+
+
+def t5_options(name: str, t5: str) -> dict[str, Any]:
+    """What `from_pretrained` is told so that T5 is in 8 or 4 bit, or left out.
+
+    Raises:
+        ValueError: if bitsandbytes is needed and missing.
+    """
+    if t5 == "full":
+        return {}
+    encoder = next(part for part, (kind, _) in blueprint(name).networks.items() if kind == "T5EncoderModel")
+    if t5 == "dropped":
+        return {encoder: None, encoder.replace("text_encoder", "tokenizer"): None}
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"t5 = {t5!r} needs the package bitsandbytes: pip install 'hybridlib[quantised]'")
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    number = t5.removesuffix("bit")
+    quantised = PipelineQuantizationConfig(
+        quant_backend=f"bitsandbytes_{number}bit",
+        quant_kwargs={f"load_in_{number}bit": True},
+        components_to_quantize=[encoder],
+    )
+    return {"quantization_config": quantised}

@@ -1,0 +1,94 @@
+"""The GPU benchmark runs whole on tiny models: its numbers are counted, its files complete, the page kept otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+from hybridlib.denoising import memory
+from hybridlib.denoising.tree import Tree
+from hybridlib.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks" / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_slices_have_the_published_number_of_evaluations(gpu):
+    """1 public prompt, 20 personal ones, 28 common steps: 0.52 of what one image at a time takes."""
+    paths = gpu.slices(20, 28, flux=False)["similarity"]
+    cost = Tree(paths).cost
+    assert (len(paths), cost.tree, cost.one_at_a_time) == (560, 2 * (27 + 20 * sum(range(1, 29))), 2 * 560 * 28)
+    assert round(cost.tree / cost.one_at_a_time, 2) == 0.52
+    for paths in gpu.slices(4, 28, flux=True).values():
+        segments = [segment for path in paths for segment in path.segments]
+        assert not any(segment.negative_prompt for segment in segments)
+        assert all(segment.guidance_scale >= 1 for segment in segments)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the model does not know")
+def test_it_runs_whole_where_there_is_no_gpu(gpu, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    page = ROOT / "docs" / "performance.md"
+    before = page.read_bytes()
+    gpu.main(["--size", "sd3-medium", "--personal", "2", "--stock-images", "1", "--out", str(tmp_path), "--write"])
+    told = capsys.readouterr().out
+    assert "no GPU here: sd3-medium would take hours; tiny models run instead" in told
+    assert "random weights" in told
+    assert page.read_bytes() == before  # a CPU's numbers are not those of a GPU
+    table = pd.read_parquet(tmp_path / "tiny.parquet")
+    record = json.loads((tmp_path / "tiny.json").read_text())
+    assert len(record["rows"]) == len(table)
+    assert record["facts"]["matrix product (TFLOP/s)"] > 0
+    sides = ["stock, one at a time", "stock, best batch", "ours"]
+    for name, rows in table[table["side"].isin(sides)].groupby("slice"):
+        assert list(rows["side"]) == sides, name
+        assert (rows["seconds an image"] > 0).all()
+        assert rows["NFE an image"].iloc[:2].tolist() == [8.0, 8.0]  # 4 guided steps
+        assert rows["NFE an image"].iloc[2] < 8
+    ours = table[(table["slice"] == "similarity") & (table["side"] == "ours")].iloc[0]
+    assert ours["images"] == 8
+    assert ours["NFE an image"] == 2 * (3 + 2 * 10) / 8
+    plans = table[table["slice"] == "memory plan"].set_index("side")
+    assert list(plans.index) == list(memory.PLACEMENTS)
+    assert plans["latents differ by"].max() < 1e-4
+    assert plans.loc["resident", "latents differ by"] == 0
+    assert set(table[table["slice"] == "speed option"]["side"]) == {"none", "channels_last"}
+
+
+def test_the_page_keeps_what_is_around_the_tables(gpu, tmp_path):
+    page = tmp_path / "performance.md"
+    page.write_text(f"# Title\n\n{gpu.BEGIN}\n\nold\n\n{gpu.END}\n\nAfter.\n")
+    rows = [{"part": "slices", "slice": "similarity", "side": "ours", "images": 8, "seconds an image": 0.12345}]
+    rows += [{"part": "plans", "slice": "memory plan", "side": "stream", "images": 2, "peak GB": 7.9}]
+    for _ in range(2):
+        gpu.write_page({"device": "a GPU"}, pd.DataFrame(rows), page)
+    text = page.read_text()
+    assert text.startswith(f"# Title\n\n{gpu.BEGIN}\n\n- device: a GPU\n")
+    assert text.endswith(f"\n{gpu.END}\n\nAfter.\n")
+    assert "old" not in text
+    assert "| similarity | ours | 8 | 0.123 |" in text
+    assert "| memory plan | stream | 2 | 7.9 |" in text
+    slices = text.split("**slices**")[1].split("**plans**")[0]
+    assert "peak GB" not in slices  # a column that is empty in a table is left out
+    assert (ROOT / "docs" / "performance.md").read_text().count(gpu.BEGIN) == 1
+
+
+def test_a_later_run_of_one_part_keeps_the_others_of_the_same_device(gpu, tmp_path):
+    facts = {"device": "a GPU", "model": "m", "job": "j", "versions": "v"}
+    rows = [{"part": "slices", "images": 1}, {"part": "plans", "images": 2}]
+    (tmp_path / "x.json").write_text(json.dumps({"facts": facts, "rows": rows}))
+    assert gpu.kept_rows(tmp_path / "x.json", facts, ["plans"]) == rows[:1]
+    assert gpu.kept_rows(tmp_path / "x.json", facts | {"versions": "w"}, ["plans"]) == []
+    assert gpu.kept_rows(tmp_path / "none.json", facts, ["plans"]) == []
