@@ -54,6 +54,7 @@ class OnlineTree:
     prompts: list[str] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     vectors: dict[str, Array] = field(default_factory=dict)
+    arrivals: list[int] = field(default_factory=list)
     ticks: list[Array] = field(default_factory=list)  # of each request, (steps + 1,): when it has made so many updates
 
     @staticmethod
@@ -91,8 +92,8 @@ class OnlineTree:
             ValueError: if the prompt is empty, or `now` lies before the last request.
         """
         (text,) = checked([prompt], "prompt")
-        if self.ticks and now < (last := int(self.ticks[-1][-1]) - self._waited(-1)):
-            raise ValueError(f"now must not lie before the last request at tick {last}, got {now}")
+        if now < (last := max(self.arrivals, default=now)):
+            raise ValueError(f"now must not lie before the last request, at tick {last}, got {now}")
         if text not in self.vectors:
             self.vectors[text] = encoded([text], self.similarity)[0]
         steps = self.forecast.steps
@@ -101,6 +102,7 @@ class OnlineTree:
         if host is not None:
             ticks[: step + 1] = self.ticks[host][: step + 1]
             ticks[step + 1 :] = max(now, ticks[step]) + np.arange(1, steps + 1 - step)
+        self.arrivals.append(now)
         self.prompts.append(text)
         self.paths.append(self._way(text, host, step))
         self.ticks.append(ticks)
