@@ -144,3 +144,21 @@ def test_cost_shares_are_per_cent():
     ax = figures.cost_shares(pd.DataFrame(rows, columns=["arm", "model", "side", "batch", "share"])).axes[0]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 10])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["64", "1,024"]
+
+
+def test_a_planned_tree_shows_every_node_and_prompt():
+    from sharing_cases import PROMPTS, SIGMAS, SURFACE, words
+
+    from hybridlib.hybrid import share
+
+    plan = share(PROMPTS, 0.8, sigmas=SIGMAS, surface=SURFACE, similarity=words)
+
+    def nodes(roots):
+        return sum(1 + nodes(node.children) for node in roots)
+
+    ax = figures.planned_tree(plan).axes[0]
+    level = [line for line in ax.lines if len(set(line.get_ydata())) == 1 and len(set(line.get_xdata())) == 2]
+    assert len(level) == nodes(plan.roots)
+    assert sum(line.get_xdata()[1] - line.get_xdata()[0] for line in level) * 2 == plan.nfe  # two evaluations a step
+    assert len(ax.texts) == len(PROMPTS)
+    assert len(figures.planned_tree(plan, most=5).axes[0].texts) == 5

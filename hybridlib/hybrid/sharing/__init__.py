@@ -7,5 +7,6 @@ plan      the tree, its cost and its images
 planner   `share`, the one call
 rivals    other rules that make such plans, to be scored the same way
 online    prompts that arrive over time
-study     study 13
+study     study 13: its surface, its plans, their images
+measured  what its scores say
 """

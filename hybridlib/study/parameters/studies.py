@@ -279,17 +279,18 @@ class SharingParameters(SamplingParameters):
 
     notebook = "13_planned_trees"
 
+    num_inference_steps: int = Field(14, ge=1, le=1000)
     clip_model: str = "mini-clip"
     judge: str = "mini-judge"  # a folder
     sentence_model: str = "all-MiniLM-L6-v2"
-    pair_prompts: int = Field(6, ge=4, le=200)
+    pair_prompts: int = Field(5, ge=4, le=200)
     pair_seeds: list[Seed] = Field([1], min_length=1)
-    pair_common_steps: list[Step] = Field([0, 3, 6, 10, 16, 24], min_length=5)
+    pair_common_steps: list[Step] = Field([0, 2, 4, 7, 11], min_length=5)
     bootstrap_rounds: int = Field(20, ge=0, le=100_000)
     lists: int = Field(2, ge=2, le=1000)
     list_size: int = Field(3, ge=2, le=1000)
     seeds: list[Seed] = Field([11], min_length=1)
-    floors: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.95, 0.8], min_length=1)
+    floors: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.9], min_length=1)
     taus: list[Annotated[float, Field(ge=0, le=100)]] = Field([0.5], min_length=1)
     sage_threshold: float = Field(0.6, ge=-1, le=1)
     sage_shares: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.2], min_length=1)
