@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ def summary(scores: pd.DataFrame, values: Sequence[str], confidence: float = 0.9
     """
     rows = []
     for (kind, method, setting), part in by_list(scores, values).groupby(["kind", "method", "setting"], sort=False):
-        row = {"kind": kind, "method": method, "setting": setting, "lists": len(part)}
+        row: dict[str, Any] = {"kind": kind, "method": method, "setting": setting, "lists": len(part)}
         row["nfe_share"] = part["nfe_share"].mean()
         for value in values:
             row[value], row[f"{value}_low"], row[f"{value}_high"] = t_interval(part[value], confidence)
@@ -74,7 +75,7 @@ def calibration(scores: pd.DataFrame) -> pd.DataFrame:
         for rule in RULES:
             if means[rule].notna().all():
                 told = dict(zip(("measured", "low", "high"), t_interval(means["retained"]), strict=True))
-                cell = {"rule": rule, "kind": kind, "list": name, "method": method, "setting": setting}
+                cell: dict[str, Any] = {"rule": rule, "kind": kind, "list": name, "method": method, "setting": setting}
                 rows.append(cell | {"predicted": means[rule].mean()} | told | {"prompts": len(means)})
     return pd.DataFrame(rows)
 
@@ -96,7 +97,7 @@ def promises(scores: pd.DataFrame) -> pd.DataFrame:
     floors = scores[scores["method"].isin([OURS, EACH, BLENDS, PUBLIC])]
     for (kind, method, floor), part in floors.groupby(["kind", "method", "setting"], sort=False):
         single, whole = (part.groupby(keys)["retained"].mean() for keys in (["list", "prompt"], "list"))
-        kept = {"prompts": len(single), "prompts_above": (single >= floor).mean()}
+        kept: dict[str, Any] = {"prompts": len(single), "prompts_above": (single >= floor).mean()}
         kept |= {"lists": len(whole), "lists_above": (whole >= floor).mean()}
         rows.append({"kind": kind, "method": method, "floor": floor} | kept)
     return pd.DataFrame(rows)

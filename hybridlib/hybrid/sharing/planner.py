@@ -44,8 +44,9 @@ def share(
     """The cheapest tree in which these prompts share denoising steps and keep `quality_floor`.
 
     Quality is what the surface was fitted to, by default CLIP alignment on mini-sd3, as a share of what nothing shared
-    gives. Prompts that are less alike than any pair the surface knows share nothing; how several nodes on one way add
-    up is told in `quality`.
+    gives. The promise of a mean is that of the surface: it is for lists of as many prompts as were fitted, and the mean
+    of a short list scatters more. Prompts that are less alike than any pair the surface knows share nothing; how
+    several nodes on one way add up is told in `quality`.
 
     Up to 7 different prompts no tree of any shape is cheaper, among those whose groups run under their closest
     conditioning (`groups.Conditioner`). Longer lists get the best tree over one dendrogram. See `optimise` for both.
@@ -71,11 +72,11 @@ def share(
         TypeError: if prompts are no list of texts.
         ValueError: one sentence, if an argument lies outside its range, or the budget is below what any plan takes.
     """
-    options = {"num_inference_steps": num_inference_steps, "shift": shift, "sigmas": sigmas}
+    options: dict[str, Any] = {"num_inference_steps": num_inference_steps, "shift": shift, "sigmas": sigmas}
     options |= {"level": level, "each": each, "surface": surface, "similarity": similarity}
-    scales = {"public_guidance_scale": public_guidance_scale, "guidance_scale": guidance_scale}
+    options |= {"public_guidance_scale": public_guidance_scale, "guidance_scale": guidance_scale}
     check_floor(quality_floor)
-    asked = ask(prompts, conditioning=conditioning, public_prompts=public_prompts, **scales, **options)
+    asked = ask(prompts, conditioning=conditioning, public_prompts=public_prompts, **options)
     plan = asked.plan(_optimised(asked, 1 - quality_floor, budget))
     slack = 1 - quality_floor if budget is None else 1 - float(plan.quality[LOW].mean())
     star = sum(root.nfe for root in grown(one_public(asked.conditioner, slack, asked.scales)))

@@ -100,18 +100,19 @@ def forecast(
 
 
 def added(table: Array, windows: Sequence[Window]) -> Array:
-    """The planner's rule, see the head of this module; (..., rows, steps) -> (...); nan where nothing is known."""
-    return 1.0 - sum((table[..., w.row, w.start] - table[..., w.row, w.stop] for w in windows), np.zeros(len(table)))
+    """The planner's rule, see the head of this module; (3, rows, steps) -> (3,); nan where nothing is known."""
+    losses = [table[:, w.row, w.start] - table[:, w.row, w.stop] for w in windows]
+    return 1.0 - np.sum([np.zeros(len(table)), *losses], axis=0)
 
 
 def worst(table: Array, windows: Sequence[Window]) -> Array:
     """The least that any node alone would keep."""
-    return np.min([np.ones(len(table)), *(table[..., w.row, w.stop] for w in windows)], axis=0)
+    return np.min([np.ones(len(table)), *(table[:, w.row, w.stop] for w in windows)], axis=0)
 
 
 def product(table: Array, windows: Sequence[Window]) -> Array:
     """Every node as if it had run from the start."""
-    return np.prod([np.ones(len(table)), *(table[..., w.row, w.stop] for w in windows)], axis=0)
+    return np.prod([np.ones(len(table)), *(table[:, w.row, w.stop] for w in windows)], axis=0)
 
 
 Rule = Callable[[Array, Sequence[Window]], Array]

@@ -90,7 +90,7 @@ def plans(prompts: Sequence[str], parameters: SharingParameters, **options: Any)
     """Every plan of a list. `options` are those of `planner.ask`: surface, similarity, sigmas."""
     question = ask(prompts, **options)
     yield Setting(ALONE, 1.0, rivals.alone(question))
-    ours = []
+    ours: list[SharingPlan] = []
     for floor in parameters.floors:
         ours.append(share(prompts, floor, **options))
         yield Setting(OURS, floor, ours[-1])
@@ -110,7 +110,7 @@ def plans(prompts: Sequence[str], parameters: SharingParameters, **options: Any)
 def grid(name: str, kind: str, settings: Sequence[Setting], seeds: Sequence[int]) -> pd.DataFrame:
     """One row per image of a list: kind, list, method, setting, prompt, number, seed, path, trajectory, and of its plan
     the NFE a seed (`nfe`, `nfe_share`), the last shared step (`common_step`) and quality, low, high."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for method, setting, plan in settings:
         place = f"{name}/{method}_{setting:g}".replace(" ", "_").replace(",", "")
         told = plan.table
@@ -178,7 +178,7 @@ def _by_rule(
     for method, setting, plan in settings:
         if plan.num_inference_steps != question.conditioner.forecast.steps:
             continue
-        found = {
+        found: dict[str, Any] = {
             rule: expected(plan.paths, plan.texts, question.vectors, question.conditioner.forecast, way)[EXPECTED]
             for rule, way in RULES.items()
         }
@@ -213,7 +213,7 @@ def savings(
             compared = time.perf_counter()
             plan = share(prompts, floor, similarity=known, **options)
             planned = time.perf_counter()
-            cost = {"nfe": plan.nfe, "nfe_share": plan.nfe / plan.one_at_a_time}
+            cost: dict[str, Any] = {"nfe": plan.nfe, "nfe_share": plan.nfe / plan.one_at_a_time}
             cost |= {"quality": float(plan.quality[EXPECTED].mean())}
             cost |= {"encoding_s": compared - began, "planning_s": planned - compared}
             rows.append({"kind": kind, "prompts": number} | cost)
