@@ -160,7 +160,8 @@ def _optimised(asked: Asked, slack: float, budget: int | None) -> tuple[Path, ..
     chosen = best(slack if budget is None else 1.0)
     if budget is not None and 0 < chosen.slack < 1:  # again in finer units
         chosen = best(chosen.slack)
-    texts = {g: conditioner.of(groups.members[g])[0] for path in chosen.paths for g, _ in path}
+    used = {group for path in chosen.paths for group, _ in path}
+    texts = {group: conditioner.of(groups.members[group])[0] for group in used}
     return tuple(
         (*(Part(texts[group], stop, scales[0]) for group, stop in path), Part((text,), steps, scales[1]))
         for path, text in zip(chosen.paths, conditioner.texts, strict=True)
