@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sharing_cases import PROMPTS, SIGMAS, STEPS, SURFACE, words
 
 from hybridlib.denoising import trajectory
+from hybridlib.denoising.trajectory import Segment, Trajectory
 from hybridlib.denoising.tree import Tree
 from hybridlib.hybrid.sharing import rivals
 from hybridlib.hybrid.sharing.online import OnlineTree
 from hybridlib.hybrid.sharing.plan import Part, expected
 from hybridlib.hybrid.sharing.planner import ask
 from hybridlib.hybrid.sharing.quality import LOW
+from hybridlib.hybrid.sharing.reuse import floor_rule
 
 
 def asked(prompts=PROMPTS, **options):
@@ -153,3 +156,34 @@ def test_time_in_the_online_tree():
 def test_unrelated_requests_share_nothing_online():
     tree = online(quality_floor=0.5)
     assert [tree.join(text).host for text in ("red star snow", "blue circle sand", "green ring wood")] == [None] * 3
+
+
+# --- a cache of prefixes
+
+
+def test_a_prefix_is_taken_only_if_the_floor_holds():
+    first, other = PROMPTS[0], PROMPTS[1]
+    view = asked().conditioner.forecast
+    rule = floor_rule(view, 0.8, similarity=words)
+    wanted = Trajectory.plain(other, 1, 7.0, num_inference_steps=STEPS)
+    row = int(view.rows(cosines([first, other])[0, 1]))
+    for step in range(1, STEPS):
+        past = Trajectory(1, (Segment(first, 0, step, 2.0),))
+        low = view.table[LOW, row, step]
+        assert rule(SimpleNamespace(past=past), wanted) == pytest.approx(low if low >= 0.8 else 0.0, abs=1e-12)
+    near = Trajectory(1, (Segment(first, 0, 1, 2.0),))
+    assert rule(SimpleNamespace(past=near), wanted) > 0.8
+    # what comes after the prefix counts, too
+    through = Trajectory(1, (Segment(first, 0, 2, 2.0), Segment(first, 2, 20, 2.0), Segment(other, 20, STEPS, 7.0)))
+    assert rule(SimpleNamespace(past=near), through) == 0
+    # nothing is known of other scales, of negative prompts, of strange prompts and of other schedules
+    for past, asked_for in (
+        (Trajectory(1, (Segment(first, 0, 1, 5.0),)), wanted),
+        (Trajectory(1, (Segment(first, 0, 1, 2.0, "a ring"),)), wanted),
+        (Trajectory(1, (Segment("green ring wood", 0, 1, 2.0),)), wanted),
+        (near, Trajectory.plain(other, 1, 7.0, num_inference_steps=STEPS - 1)),
+        (near, Trajectory.plain(other, 1, 5.0, num_inference_steps=STEPS)),
+    ):
+        assert rule(SimpleNamespace(past=past), asked_for) == 0
+    with pytest.raises(ValueError, match="quality_floor must lie above 0"):
+        floor_rule(view, 0.0)

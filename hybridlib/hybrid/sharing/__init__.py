@@ -7,6 +7,7 @@ plan      the tree, its cost and its images
 planner   `share`, the one call
 rivals    other rules that make such plans, to be scored the same way
 online    prompts that arrive over time
+reuse     the floor as a rule for a cache of prefixes
 study     study 13: its surface, its plans, their images
 measured  what its scores say
 """

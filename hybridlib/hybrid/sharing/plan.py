@@ -129,10 +129,13 @@ class SharingPlan:
         ways = [_segments(path) for path in self.paths]
         return [Trajectory(seed, way) for seed in wanted for way in ways]
 
-    def run(self, pipeline: Any, seeds: int | Sequence[int] = 0, **sampling: Any) -> list[list[Image]]:
+    def run(
+        self, pipeline: Any, seeds: int | Sequence[int] = 0, cache: Any = None, **sampling: Any
+    ) -> list[list[Image]]:
         """Images of every prompt given, in their order, one for each seed; repeated prompts are drawn once.
 
         Args:
+            cache: a `denoising.cache.PrefixCache` to go on from and to fill; `reuse.floor_rule` makes its rule.
             sampling: for `denoising.sampler.sample`, such as `shift`, `batch_size` or `max_sequence_length`.
 
         Raises:
@@ -142,7 +145,8 @@ class SharingPlan:
         from ...denoising.sampler import sample
 
         self.check(pipeline, sampling.get("shift"), sampling.get("height"), sampling.get("width"))
-        samples = sample(pipeline, self.trajectories(seeds), **sampling)
+        draw = sample if cache is None else cache.sample
+        samples = draw(pipeline, self.trajectories(seeds), **sampling)
         images = samples.images()
         by_text = {text: images[i :: len(self.texts)] for i, text in enumerate(self.texts)}
         return [list(by_text[prompt]) for prompt in self.prompts]
