@@ -170,6 +170,38 @@ def _captions(given: Namespace) -> int:
     return captions.run(captions.Asked(**{name: getattr(given, name) for name in captions.Asked._fields}))
 
 
+def _share_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("prompts", type=Path, metavar="FILE", help="text, one prompt a line")
+    parser.add_argument("--floor", type=float, default=0.95, help="share of alignment to keep (default 0.95)")
+    parser.add_argument("--level", type=float, default=0.9, help="confidence of the floor, .5 to 1 (default 0.9)")
+    parser.add_argument("--each", action="store_true", help="the floor is for each prompt, not for their mean")
+    parser.add_argument("--budget", type=int, metavar="NFE", help="for one seed: keep the highest floor it buys")
+    parser.add_argument("--conditioning", default="prompt", help="what groups share: prompt (default), blend, public")
+    parser.add_argument("--public", nargs="+", default=[], metavar="PROMPT", help="public prompts to choose from")
+    parser.add_argument("--steps", type=int, default=28, help="num_inference_steps (default 28)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the initial noise (default 1)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the images and plan.json")
+    parser.add_argument("--dry-run", action="store_true", help="tell the plan; stop")
+
+
+def _share(given: Namespace) -> int:
+    from .commands.share import share
+
+    return share(
+        given.prompts,
+        given.seeds,
+        given.out,
+        given.dry_run,
+        quality_floor=given.floor,
+        level=given.level,
+        each=given.each,
+        budget=given.budget,
+        conditioning=given.conditioning,
+        public_prompts=given.public,
+        num_inference_steps=given.steps,
+    )
+
+
 class Command(NamedTuple):
     """A subcommand."""
 
@@ -190,6 +222,7 @@ COMMANDS = {
     "explore": Command("open the explorer in JupyterLab", _explore_arguments, _explore),
     "captions": Command("draw a file of captions, and tell what each image took", _captions_arguments, _captions),
     "plan": Command("how many steps may be shared, and what it saves", _plan_arguments, _plan),
+    "share": Command("draw a list of prompts as the cheapest tree that keeps a floor", _share_arguments, _share),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -97,8 +98,6 @@ def test_counts_are_those_of_the_notebooks():
 
 
 def _html_rows(text):
-    import re
-
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", text, re.S)]
     return [dict(zip(rows[0][1:], map(float, row[1:]), strict=True)) for row in rows[1:]]
 
@@ -243,6 +242,57 @@ def test_a_plan_is_the_planners(capsys):
     k = expected.common_step
     assert f"common step {k}: the mean quality is expected at {expected.quality:.2f} ({expected.low:.2f} to" in told
     assert f"4 users: {2 * (k + 4 * (14 - k))} NFE, {2 * 4 * 14} one at a time" in told
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """A surface and a comparison of prompts that need neither tables nor MiniLM."""
+    import sharing_cases
+
+    from hybridlib.hybrid.sharing import planner
+
+    encoded = planner.encoded
+    monkeypatch.setattr(planner, "shipped_surface", lambda *scales: sharing_cases.SURFACE)
+    monkeypatch.setattr(planner, "encoded", lambda texts, similarity: encoded(texts, sharing_cases.words))
+
+
+def test_a_list_of_prompts_is_planned_and_told(by_hand, capsys, tmp_path):
+    from sharing_cases import PROMPTS, SIGMAS, SURFACE, words
+
+    from hybridlib.hybrid import share
+
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join([*PROMPTS[:5], "", PROMPTS[0]]) + "\n")
+    assert main(["share", str(file), "--floor", "0.8", "--seeds", "1", "2", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    plan = share([*PROMPTS[:5], PROMPTS[0]], 0.8, sigmas=SIGMAS, surface=SURFACE, similarity=words)
+    assert told.startswith("6 prompts, 1 of them repeated\n")
+    assert f"{2 * plan.nfe:,} NFE for 2 seed(s); one at a time {2 * 6 * 56:,}" in told
+    assert told.endswith("Nothing was started.\n")
+    assert main(["share", str(file), "--floor", "1", "--each", "--dry-run"]) == 0
+    assert "nothing is shared" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "sentence"),
+    [
+        (None, ["--dry-run"], "error: no file"),
+        ("\n \n", ["--dry-run"], "error: .* holds no prompt"),
+        ("a star", [], "error: images need a folder: pass --out"),
+        ("a star", ["--seeds", "1", "1", "--dry-run"], "error: seeds must be different, got 1 1"),
+        ("a star", ["--floor", "1.5", "--dry-run"], "error: quality_floor must lie above 0"),
+        ("a star", ["--conditioning", "blnd", "--dry-run"], "error: no conditioning 'blnd'; did you mean 'blend'"),
+        ("a star", ["--budget", "3", "--dry-run"], "error: budget must be at least 56 NFE"),
+    ],
+)
+def test_a_list_that_cannot_be_planned_is_refused(by_hand, capsys, tmp_path, text, arguments, sentence):
+    file = tmp_path / "prompts.txt"
+    if text is not None:
+        file.write_text(text)
+    assert main(["share", str(file), *arguments]) == 2
+    told = capsys.readouterr().err
+    assert re.match(sentence, told)
+    assert told.count("\n") == 1
 
 
 def test_a_port_in_use_is_one_sentence(monkeypatch, capsys):

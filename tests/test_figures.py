@@ -154,3 +154,21 @@ def test_memory_bars_stack_estimates_on_counted_weights():
     weights, activations = figure.axes[0].containers
     assert [bar.get_height() for bar in weights] == [14.0, 0.5]
     assert [(bar.get_y(), bar.get_height()) for bar in activations] == [(14.0, 3.0), (0.5, 3.0)]
+
+
+def test_a_planned_tree_shows_every_node_and_prompt():
+    from sharing_cases import PROMPTS, SIGMAS, SURFACE, words
+
+    from hybridlib.hybrid import share
+
+    plan = share(PROMPTS, 0.8, sigmas=SIGMAS, surface=SURFACE, similarity=words)
+
+    def nodes(roots):
+        return sum(1 + nodes(node.children) for node in roots)
+
+    ax = figures.planned_tree(plan).axes[0]
+    level = [line for line in ax.lines if len(set(line.get_ydata())) == 1 and len(set(line.get_xdata())) == 2]
+    assert len(level) == nodes(plan.roots)
+    assert sum(line.get_xdata()[1] - line.get_xdata()[0] for line in level) * 2 == plan.nfe  # two evaluations a step
+    assert len(ax.texts) == len(PROMPTS)
+    assert len(figures.planned_tree(plan, most=5).axes[0].texts) == 5

@@ -18,11 +18,13 @@ from .quality import (
     similarity_matrix,
 )
 from .scheduling import delay_spread, effects, learning_curves, over_load, script_curve, split_map, sweeps
+from .sharing import calibration, planned_tree, quality_against_nfe, savings
 from .splits import mixture_front, quality_against_compute
 from .style import use_house_style
 
 __all__ = [
     "bytes_needed",
+    "calibration",
     "changes_by_arm",
     "changes_over_steps",
     "collapse",
@@ -45,13 +47,16 @@ __all__ = [
     "mixture_front",
     "over_load",
     "parabola_fits",
+    "planned_tree",
     "prices",
     "public_candidates",
     "quality_against_compute",
+    "quality_against_nfe",
     "quality_contours",
     "quality_lines",
     "quality_surface",
     "rate_distortion",
+    "savings",
     "schedule_curves",
     "script_curve",
     "significance",

@@ -42,6 +42,22 @@ class Prediction(NamedTuple):
     high: Array
 
 
+class Spread(NamedTuple):
+    """How single prompts scatter around the surface: quantiles of measured minus fitted quality at each handover.
+
+    What is measured is a mean over the seeds of the scores, so this is the scatter of such means.
+    """
+
+    log_snr: Array  # (places,) rising
+    shares: Array  # (quantiles,) rising, in 0..1
+    residuals: Array  # (places, quantiles)
+
+    def at(self, log_snr: Array, share: float) -> Array:
+        """The quantile `share` at any log-SNR: between measured handovers a straight line, beyond them the nearest."""
+        column = [np.interp(share, self.shares, row) for row in self.residuals]
+        return np.interp(log_snr, self.log_snr, column)
+
+
 @dataclass(frozen=True, repr=False)
 class QualitySurface:
     """Q(x, m) = (U - C) / (1 + exp(k (x - x0))) + C with C = c0 + c1 m and x0 = a0 + a1 m.
@@ -57,6 +73,8 @@ class QualitySurface:
     common_steps: Array  # measured ones of the (first) schedule it was fitted to
     sigmas: Array  # their noise levels at the handover
     RMSE: float
+    spread: Spread | None = None  # of single prompts; None where nobody measured it
+    model: str = ""  # identity of the denoiser whose images were scored; "" where it is not told
 
     def __repr__(self) -> str:
         low, high = self.similarity_range
@@ -81,6 +99,21 @@ class QualitySurface:
         scatter = redrawn - mean
         twice = mean + np.concatenate([scatter + np.roll(scatter, lag, axis=0) for lag in (1, 2, 3)])
         low, high = np.quantile(twice, [1 - level, level], axis=0)
+        return Prediction(mean, low, high)
+
+    def predict_each(self, sigma: ArrayLike, similarity: ArrayLike, level: float = 0.9) -> Prediction:
+        """Quality of a single prompt: one-sided bounds that each hold for a share `level` of the fitted prompts.
+
+        Wider than `predict`, which is about means over a list, in which the scatter of single prompts averages out.
+
+        Raises:
+            ValueError: if the surface does not know how single prompts scatter.
+        """
+        if self.spread is None:
+            raise ValueError("this surface does not know how single prompts scatter; fit_surface measures it")
+        x, m = np.broadcast_arrays(log_snr(sigma), np.asarray(similarity, dtype=float))
+        mean = _surface((x, m), *self.parameters)
+        low, high = (mean + self.spread.at(x, share) for share in (1 - level, level))
         return Prediction(mean, low, high)
 
     def max_common_step(
@@ -109,18 +142,19 @@ class QualitySurface:
             raise ValueError(f"quality_floor must be finite, got {quality_floor}")
         if not 0.5 <= level < 1:
             raise ValueError(f"level must lie between .5 and 1, got {level}")
-        schedule = self.sigmas if sigmas is None else _schedule(sigmas)
+        schedule = self.sigmas if sigmas is None else noise_levels_of(sigmas)
         steps = self.common_steps if sigmas is None else np.arange(len(schedule))
         expected = self.predict(schedule, similarity, level)
         safe, estimate = (_last_kept(quality >= quality_floor) for quality in (expected.low, expected.mean))
         return Plan(int(steps[safe]), float(expected.mean[safe]), float(expected.low[safe]), int(steps[estimate]))
 
 
-def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0) -> QualitySurface:
+def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0, model: str = "") -> QualitySurface:
     """Fit one surface to every cell off the diagonal, by least squares; replicates redraw the prompts.
 
     Args:
         cubes: one, or several of one prompt list under several schedules; quality on one scale (`Cube.retained`).
+        model: identity of the denoiser that made the images, where a plan must not be run with another one.
 
     Raises:
         ValueError: if a cube lacks its noise levels, or quality rises as more is shared: then lower scores are better
@@ -139,10 +173,12 @@ def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0) -> QualitySurfac
         weights = draw[public] * draw[personal]
         if np.unique(m[weights > 0]).size > 3:
             replicates.append(_fit_surface(x, m, q, weights, best))
-    rmse = float(np.sqrt(((q - _surface((x, m), *best)) ** 2).mean()))
+    residuals = q - _surface((x, m), *best)
+    rmse = float(np.sqrt((residuals**2).mean()))
     span = float(m.min()), float(m.max())
     redrawn = np.array(replicates).reshape(-1, 6)
-    return QualitySurface(best, redrawn, span, cubes[0].common_steps, cubes[0].sigmas, rmse)
+    steps, sigmas = cubes[0].common_steps, cubes[0].sigmas
+    return QualitySurface(best, redrawn, span, steps, sigmas, rmse, _spread(x, residuals), model)
 
 
 def plan_table(
@@ -158,12 +194,12 @@ def plan_table(
     return pd.DataFrame(plans)
 
 
-def _last_kept(kept: NDArray[np.bool_]) -> int:
-    """Index of the last of the leading True values; 0 if there is none."""
-    return max(int(np.argmin(np.append(kept, False))) - 1, 0)
+def noise_levels_of(sigmas: ArrayLike) -> Array:
+    """Noise levels of a schedule, one before each update; a last 0, which is no handover, is left out.
 
-
-def _schedule(sigmas: ArrayLike) -> Array:
+    Raises:
+        ValueError: if they do not fall within [0, 1].
+    """
     levels = np.asarray(sigmas, dtype=float).ravel()
     levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
     if not len(levels) or not np.all((levels >= 0) & (levels <= 1)) or np.any(np.diff(levels) > 0):
@@ -171,6 +207,17 @@ def _schedule(sigmas: ArrayLike) -> Array:
             f"sigmas must be flow-matching noise levels that fall within [0, 1], got {levels.tolist()[:4]}"
         )
     return levels
+
+
+def _spread(x: Array, residuals: Array) -> Spread:
+    shares = np.linspace(0.01, 0.99, 99)
+    places, index = np.unique(x, return_inverse=True)
+    return Spread(places, shares, np.array([np.quantile(residuals[index == i], shares) for i in range(len(places))]))
+
+
+def _last_kept(kept: NDArray[np.bool_]) -> int:
+    """Index of the last of the leading True values; 0 if there is none."""
+    return max(int(np.argmin(np.append(kept, False))) - 1, 0)
 
 
 def _pooled(cubes: tuple[Cube, ...]) -> tuple[Array, Array, Array, Integers, Integers]:

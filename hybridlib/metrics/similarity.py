@@ -60,12 +60,16 @@ class SentenceSimilarity:
         )
         return cls(model, identity)
 
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of n texts at norm 1, float64 (n, dimensions); one or more."""
+        rows = self.model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False).astype(np.float64)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
     def matrix(self, texts: Sequence[str]) -> np.ndarray:
         """Cosine of every pair of n texts, float64 (n, n): symmetric, with ones on the diagonal."""
         if not texts:
             return np.empty((0, 0))
-        rows = self.model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False).astype(np.float64)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = self.vectors(texts)
         cosines = rows @ rows.T
         cosines = (cosines + cosines.T) / 2
         np.fill_diagonal(cosines, 1.0)

@@ -87,6 +87,18 @@ TABLES = {
         "11_immiscible/results",
         ["model", "start", "arm", "seed", "measure", "steps", "value"],
     ),
+    "13_pairs": (
+        "13_planned_trees/pairs/scores",
+        ["variant", "public", "personal", "common_step", "seed", "similarity", "clip", *SCHEDULE_COLUMNS],
+    ),
+    "13_planned_trees": (
+        "13_planned_trees/scores",
+        [
+            *("kind", "list", "method", "setting", "prompt", "seed", "nfe_share", "common_step"),
+            *("clip", "correct", "retained", "quality", "low", "high", "added", "worst", "product"),
+            *SCHEDULE_COLUMNS,
+        ],
+    ),
 }
 
 

@@ -1,0 +1,210 @@
+"""`share`: from a list of prompts to the cheapest tree that keeps the quality asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ...denoising.trajectory import check_type
+from ...intervals import Array
+from ...names import require_known
+from ..planning import QualitySurface, noise_levels_of
+from ..schedules import Schedule
+from . import optimise
+from .groups import KINDS, Conditioner, encoded
+from .plan import Part, Path, SharingPlan, expected, grown
+from .quality import LOW, forecast, shipped_surface
+
+MINI_SHIFT = 0.35  # of mini-sd3's noise schedule
+UNITS = {optimise.LARGEST_COMPLETE: 512, 200: 256, 2000: 64}  # prompts up to -> units of loss in the optimiser
+FEWEST_UNITS = 32
+
+
+def share(
+    prompts: Sequence[str],
+    quality_floor: float = 0.95,
+    *,
+    budget: int | None = None,
+    level: float = 0.9,
+    each: bool = False,
+    conditioning: str = "prompt",
+    public_prompts: Sequence[str] = (),
+    public_guidance_scale: float = 2.0,
+    guidance_scale: float = 7.0,
+    num_inference_steps: int = 28,
+    shift: float | None = None,
+    sigmas: ArrayLike | None = None,
+    surface: QualitySurface | None = None,
+    similarity: Any = None,
+) -> SharingPlan:
+    """The cheapest tree in which these prompts share denoising steps and keep `quality_floor`.
+
+    Quality is what the surface was fitted to, by default CLIP alignment on mini-sd3, as a share of what nothing shared
+    gives. The promise of a mean is that of the surface: it is for lists of as many prompts as were fitted, and the mean
+    of a short list scatters more. Prompts that are less alike than any pair the surface knows share nothing; how
+    several nodes on one way add up is told in `quality`.
+
+    Up to 7 different prompts no tree of any shape is cheaper, among those whose groups run under their closest
+    conditioning (`groups.Conditioner`). Longer lists get the best tree over one dendrogram. See `optimise` for both.
+
+    Args:
+        prompts: at least one, none empty; repeated ones are drawn once.
+        quality_floor: share to keep, in (0, 1]; not used where there is a budget.
+        budget: NFE for one seed. The plan then keeps the highest floor that these can buy.
+        level: confidence of the promise, in [.5, 1). At .5 the expected quality keeps the floor, at .9 its lower end.
+        each: whether every single prompt keeps the floor with this confidence, instead of the mean over the list.
+        conditioning: what a group shares, one of "prompt", "blend", "public".
+        public_prompts: written ones, for "public".
+        public_guidance_scale: of shared steps.
+        guidance_scale: of a prompt's own steps.
+        num_inference_steps: updates.
+        shift: of the noise schedule, by default mini-sd3's.
+        sigmas: flow-matching noise levels before each update (a last 0 is ignored), instead of the two above.
+        surface: of retained quality, from `planning.fit_surface`; by default that of mini-sd3 at these scales.
+        similarity: what compares prompts: an object with `vectors(texts)` or such a function; by default MiniLM, which
+            the shipped surface was fitted with.
+
+    Raises:
+        TypeError: if prompts are no list of texts.
+        ValueError: one sentence, if an argument lies outside its range, or the budget is below what any plan takes.
+    """
+    options: dict[str, Any] = {"num_inference_steps": num_inference_steps, "shift": shift, "sigmas": sigmas}
+    options |= {"level": level, "each": each, "surface": surface, "similarity": similarity}
+    options |= {"public_guidance_scale": public_guidance_scale, "guidance_scale": guidance_scale}
+    check_floor(quality_floor)
+    asked = ask(prompts, conditioning=conditioning, public_prompts=public_prompts, **options)
+    plan = asked.plan(_optimised(asked, 1 - quality_floor, budget))
+    slack = 1 - quality_floor if budget is None else 1 - float(plan.quality[LOW].mean())
+    star = sum(root.nfe for root in grown(one_public(asked.conditioner, slack, asked.scales)))
+    return replace(plan, one_public_nfe=star)
+
+
+class Asked(NamedTuple):
+    """Prompts and all that plans for them rest on."""
+
+    prompts: tuple[str, ...]  # as given
+    conditioner: Conditioner
+    vectors: dict[str, Array]
+    sigmas: Array
+    scales: tuple[float, float]  # of shared and of own steps
+    model: str
+
+    def plan(self, paths: Sequence[Path]) -> SharingPlan:
+        """What these ways cost and what the forecast expects of them."""
+        view = self.conditioner.forecast
+        quality = expected(paths, self.conditioner.texts, self.vectors, view)
+        return SharingPlan(self.prompts, tuple(paths), self.sigmas, quality, view.each, model=self.model)
+
+
+def ask(
+    prompts: Sequence[str],
+    *,
+    level: float = 0.9,
+    each: bool = False,
+    conditioning: str = "prompt",
+    public_prompts: Sequence[str] = (),
+    public_guidance_scale: float = 2.0,
+    guidance_scale: float = 7.0,
+    num_inference_steps: int = 28,
+    shift: float | None = None,
+    sigmas: ArrayLike | None = None,
+    surface: QualitySurface | None = None,
+    similarity: Any = None,
+) -> Asked:
+    """Check what `share` is given, and compare the prompts; see there."""
+    given = checked(prompts)
+    scales = public_guidance_scale, guidance_scale
+    check_numbers(level, *scales)
+    require_known("conditioning", conditioning, KINDS)
+    if conditioning == "public" or public_prompts:
+        public_prompts = checked(public_prompts, "public_prompts")
+    levels = schedule(num_inference_steps, shift, sigmas)
+    surface = surface or shipped_surface(*scales)
+    view = forecast(surface, levels, level, each, same_scale=public_guidance_scale == guidance_scale)
+    texts = tuple(dict.fromkeys(given))
+    everything = tuple(dict.fromkeys([*texts, *public_prompts]))
+    vectors = dict(zip(everything, encoded(everything, similarity), strict=True))
+    own, public = (np.array([vectors[text] for text in chosen]) for chosen in (texts, public_prompts))
+    conditioner = Conditioner(texts, own, view, conditioning, tuple(public_prompts), public)
+    return Asked(given, conditioner, vectors, levels, (float(scales[0]), float(scales[1])), surface.model)
+
+
+def one_public(conditioner: Conditioner, slack: float, scales: tuple[float, float]) -> tuple[Path, ...]:
+    """Ways with one node for all, until the latest step that `slack` pays for: hybrid inference as published."""
+    members = np.arange(len(conditioner.texts))
+    steps = conditioner.forecast.steps
+    stop = 0
+    if len(members) > 1 and (charge := conditioner.charge(members, steps - 1)) is not None:
+        stop = int(np.flatnonzero(charge[0] <= slack + 1e-12).max())
+    shared = (Part(conditioner.of(members)[0], stop, scales[0]),) if stop else ()
+    return tuple((*shared, Part((text,), steps, scales[1])) for text in conditioner.texts)
+
+
+def _optimised(asked: Asked, slack: float, budget: int | None) -> tuple[Path, ...]:
+    conditioner, scales = asked.conditioner, asked.scales
+    number, steps = len(conditioner.texts), conditioner.forecast.steps
+    nfe = Part(("",), steps, scales[0]).nfe, Part(("",), steps, scales[1]).nfe
+    small = number <= optimise.LARGEST_COMPLETE
+    groups = optimise.every_group(number) if small else optimise.dendrogram(conditioner.vectors)
+    units = next((units for most, units in UNITS.items() if number <= most), FEWEST_UNITS)
+
+    def best(slack: float) -> optimise.Chosen:
+        latest = min(conditioner.latest(slack), steps - 1)
+        charges = [conditioner.charge(members, latest) for members in groups.members]
+        return optimise.cheapest(groups, charges, steps, nfe, slack, units, budget)
+
+    chosen = best(slack if budget is None else 1.0)
+    if budget is not None and 0 < chosen.slack < 1:  # again in finer units
+        chosen = best(chosen.slack)
+    used = {group for path in chosen.paths for group, _ in path}
+    texts = {group: conditioner.of(groups.members[group])[0] for group in used}
+    return tuple(
+        (*(Part(texts[group], stop, scales[0]) for group, stop in path), Part((text,), steps, scales[1]))
+        for path, text in zip(chosen.paths, conditioner.texts, strict=True)
+    )
+
+
+# --- what is refused
+
+
+def checked(prompts: Sequence[str], name: str = "prompts") -> tuple[str, ...]:
+    """The prompts as a tuple, or one sentence on what is wrong with them."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise TypeError(f"{name} must be a list of texts, got {prompts!r}")
+    if not prompts:
+        raise ValueError(f"{name} must hold at least one prompt, got none")
+    for number, prompt in enumerate(prompts):
+        check_type(f"{name}[{number}]", prompt, str, "text")
+        if not prompt.strip():
+            raise ValueError(f"{name}[{number}] must not be empty, got {prompt!r}")
+    return tuple(prompts)
+
+
+def check_floor(quality_floor: float) -> None:
+    """Raise ValueError unless the floor lies in (0, 1]."""
+    if not 0 < quality_floor <= 1:
+        raise ValueError(f"quality_floor must lie above 0 and at most at 1 (nothing lost), got {quality_floor}")
+
+
+def check_numbers(level: float, *scales: float) -> None:
+    """Raise ValueError unless confidence and guidance scales lie in their ranges."""
+    if not 0.5 <= level < 1:
+        raise ValueError(f"level must lie between .5 and 1, got {level}")
+    if wrong := [scale for scale in scales if not (np.isfinite(scale) and scale >= 0)]:
+        raise ValueError(f"guidance scales must be finite and not negative, got {wrong[0]}")
+
+
+def schedule(num_inference_steps: int, shift: float | None, sigmas: ArrayLike | None) -> Array:
+    """Noise levels before each update."""
+    if sigmas is not None:
+        return noise_levels_of(sigmas)
+    if not 1 <= num_inference_steps <= 1000:
+        raise ValueError(f"num_inference_steps must lie in 1..1000, got {num_inference_steps}")
+    shift = MINI_SHIFT if shift is None else shift
+    if not 0 < shift <= 100:
+        raise ValueError(f"shift must lie above 0 and at most at 100, got {shift}")
+    return Schedule(num_inference_steps, shift, "euler").noise_levels()

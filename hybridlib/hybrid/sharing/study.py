@@ -1,0 +1,220 @@
+"""Study 13: saved work against measured quality, for planned trees and the rules of others, list by list.
+
+Every method is a list of plans of rising saving, every plan a set of trajectories; all are run from the same seeds and
+scored alike. The quality surface is fitted to pairs of prompts from lists of their own, so all lists that plans are
+tried on are fresh.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ...files import write_json, write_table
+from ...intervals import Array
+from ...prompts import PromptSet
+from ...study import runner
+from .. import grids, hiqm
+from ..planning import QualitySurface, fit_surface
+from . import rivals
+from .groups import encoded
+from .measured import ALONE, BLENDS, EACH, OURS, PUBLIC, REUSE, SAGE, SHORTER, beside_alone
+from .plan import SharingPlan, expected
+from .planner import ask, share
+from .quality import EXPECTED, RULES
+
+if TYPE_CHECKING:
+    from ...denoising.hybrid_call import HybridPipeline
+    from ...metrics import Metric
+    from ...study.parameters import SharingParameters
+
+
+class Setting(NamedTuple):
+    """A plan of a method; what its setting is depends on the method (a floor, a threshold, a share)."""
+
+    method: str
+    setting: float
+    plan: SharingPlan
+
+
+# --- the surface
+
+
+def pair_grid(prompts: Sequence[str], similarity: np.ndarray, parameters: SharingParameters) -> pd.DataFrame:
+    """Every prompt as public prompt of every other, with SIM and without: what a surface is fitted to."""
+    rest = len(prompts) - 1
+    texts = PromptSet(tuple(prompts[:1]), tuple(prompts[1:]), ("",) * rest, (0,) * rest, "pairs of study 13")
+    table = grids.similarity_study(
+        texts,
+        grids.LATER_VARIANTS,
+        parameters.pair_seeds,
+        parameters.pair_common_steps,
+        num_inference_steps=parameters.num_inference_steps,
+    )
+    return table.assign(similarity=similarity[table["public"], table["personal"]])
+
+
+def measured_surface(
+    prompts: Sequence[str],
+    similarity: np.ndarray,
+    pipeline: HybridPipeline,
+    folder: Path,
+    parameters: SharingParameters,
+    metric: Metric,
+) -> QualitySurface:
+    """The surface of SIM alone, of pairs of these prompts; the scores are `folder / scores.parquet`."""
+    from ...denoising.families import denoiser_of
+
+    table = pair_grid(prompts, similarity, parameters)
+    scores, _ = runner.run(table, pipeline, folder, parameters, [metric])
+    shared, alone = (hiqm.cube(scores, variant, metric.name) for variant in ("wSIM", "woSIM"))
+    model = denoiser_of(pipeline).identity
+    return fit_surface(shared.retained(alone), rounds=parameters.bootstrap_rounds, model=model)
+
+
+# --- the plans
+
+
+def remembered(prompts: Sequence[str], similarity: Any = None) -> Callable[[Sequence[str]], Array]:
+    """A comparison of these prompts that encodes each of them once, now."""
+    known = dict(zip(prompts, encoded(prompts, similarity), strict=True))
+    return lambda texts: np.array([known[text] for text in texts])
+
+
+def plans(prompts: Sequence[str], parameters: SharingParameters, **options: Any) -> Iterator[Setting]:
+    """Every plan of a list. `options` are those of `planner.ask`: surface, similarity, sigmas."""
+    question = ask(prompts, **options)
+    yield Setting(ALONE, 1.0, rivals.alone(question))
+    ours: list[SharingPlan] = []
+    for floor in parameters.floors:
+        ours.append(share(prompts, floor, **options))
+        yield Setting(OURS, floor, ours[-1])
+        yield Setting(EACH, floor, share(prompts, floor, each=True, **options))
+        yield Setting(BLENDS, floor, share(prompts, floor, conditioning="blend", **options))
+        yield Setting(PUBLIC, floor, rivals.public_prompt(question, floor))
+    for tau in parameters.taus:
+        yield Setting(REUSE, tau, rivals.clustered(question, tau))
+    for part in parameters.sage_shares:
+        yield Setting(SAGE, part, rivals.semantic_groups(question, parameters.sage_threshold, part))
+    wanted = {rivals.steps_for(question, plan.nfe) for plan in ours} - {question.conditioner.forecast.steps}
+    for steps in sorted(wanted, reverse=True):
+        shorter = ask(prompts, **options | {"sigmas": None, "num_inference_steps": steps})
+        yield Setting(SHORTER, float(steps), rivals.fewer_steps(question, shorter))
+
+
+def grid(name: str, kind: str, settings: Sequence[Setting], seeds: Sequence[int]) -> pd.DataFrame:
+    """One row per image of a list: kind, list, method, setting, prompt, number, seed, path, trajectory, and of its plan
+    the NFE a seed (`nfe`, `nfe_share`), the last shared step (`common_step`) and quality, low, high."""
+    rows: list[dict[str, Any]] = []
+    for method, setting, plan in settings:
+        place = f"{name}/{method}_{setting:g}".replace(" ", "_").replace(",", "")
+        told = plan.table
+        for seed in seeds:
+            for number, way in enumerate(plan.trajectories(seed)):
+                row = told.iloc[number]
+                rows.append(
+                    {
+                        "path": f"{place}/prompt{number}_seed{seed}.png",
+                        **{"kind": kind, "list": name, "method": method, "setting": setting, "number": number},
+                        **{"seed": seed, "prompt": row["prompt"], "common_step": int(row["shared"])},
+                        **{"nfe": plan.nfe, "nfe_share": plan.nfe / plan.one_at_a_time},
+                        **{"quality": row["quality"], "low": row["low"], "high": row["high"]},
+                        "trajectory": way,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def run(
+    lists: Mapping[str, tuple[str, Sequence[str]]],
+    pipeline: HybridPipeline,
+    folder: Path,
+    parameters: SharingParameters,
+    metrics: Sequence[Metric],
+    **options: Any,
+) -> pd.DataFrame:
+    """Images and scores of every plan of every list; also `folder / scores.parquet`. A killed run goes on.
+
+    Args:
+        lists: name -> kind and prompts.
+        options: of `planner.ask`, the same for all.
+
+    Returns:
+        The table of `grid` without trajectories, with a column for each metric and the columns of `beside_alone`, and
+        `added`, `worst`, `product`: the quality that each rule expects.
+    """
+    grids_of, rules = [], []
+    for name, (kind, prompts) in lists.items():
+        own = {**options, "similarity": remembered(prompts, options.get("similarity"))}
+        settings = list(plans(prompts, parameters, **own))
+        grids_of.append(grid(name, kind, settings, parameters.seeds))
+        rules.append(_by_rule(name, settings, prompts, own))
+    table = pd.concat(grids_of, ignore_index=True)
+    lengths = table["trajectory"].map(lambda way: way.stop)
+    tables = []
+    for steps, part in table.groupby(lengths, sort=True):
+        own = parameters.model_copy(update={"num_inference_steps": int(steps)})
+        scores, _ = runner.run(part.reset_index(drop=True), pipeline, folder, own, metrics, f"scores_{steps}_steps")
+        tables.append(scores)
+    scores = pd.concat(tables, ignore_index=True).merge(
+        pd.concat(rules, ignore_index=True), on=["list", "method", "setting", "prompt"], how="left"
+    )
+    scores = beside_alone(scores, metrics[0].name)
+    scores.attrs = tables[0].attrs
+    write_table(scores, folder / "scores.parquet")
+    write_json(runner.provenance(pipeline, parameters, metrics), folder / "scores.json")
+    return scores
+
+
+def _by_rule(
+    name: str, settings: Sequence[Setting], prompts: Sequence[str], options: Mapping[str, Any]
+) -> pd.DataFrame:
+    question, tables = ask(prompts, **options), []
+    for method, setting, plan in settings:
+        if plan.num_inference_steps != question.conditioner.forecast.steps:
+            continue
+        found: dict[str, Any] = {
+            rule: expected(plan.paths, plan.texts, question.vectors, question.conditioner.forecast, way)[EXPECTED]
+            for rule, way in RULES.items()
+        }
+        found |= {"list": name, "method": method, "setting": setting, "prompt": plan.texts}
+        tables.append(pd.DataFrame(found))
+    return pd.concat(tables, ignore_index=True)
+
+
+def savings(
+    numbers: Sequence[int],
+    kinds: Sequence[str],
+    list_of: Callable[[str, int, int], Sequence[str]],
+    floor: float,
+    similarity: Any = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """How much planned trees save on longer and longer lists. Planned only, nothing is drawn.
+
+    Args:
+        list_of: kind, number and seed to prompts.
+        similarity: as in `planner.share`; its time is told apart from that of planning.
+
+    Returns:
+        kind, prompts, nfe, nfe_share, quality, encoding_s, planning_s (wall time).
+    """
+    rows = []
+    for kind in kinds:
+        for number in numbers:
+            prompts = list_of(kind, number, 0)
+            began = time.perf_counter()
+            known = remembered(prompts, similarity)
+            compared = time.perf_counter()
+            plan = share(prompts, floor, similarity=known, **options)
+            planned = time.perf_counter()
+            cost: dict[str, Any] = {"nfe": plan.nfe, "nfe_share": plan.nfe / plan.one_at_a_time}
+            cost |= {"quality": float(plan.quality[EXPECTED].mean())}
+            cost |= {"encoding_s": compared - began, "planning_s": planned - compared}
+            rows.append({"kind": kind, "prompts": number} | cost)
+    return pd.DataFrame(rows)
