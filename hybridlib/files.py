@@ -29,11 +29,16 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_image(image: Image, path: Path) -> str:
-    """Write a PNG whole or not at all; returns the SHA-256 of its bytes."""
+def png(image: Image) -> bytes:
+    """An image as PNG; what is written of every image."""
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1)
-    return write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_image(image: Image, path: Path) -> str:
+    """Write a PNG whole or not at all; returns the SHA-256 of its bytes."""
+    return write_atomically(path, png(image))
 
 
 def read_image(path: Path) -> Image:

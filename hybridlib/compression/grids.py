@@ -15,7 +15,8 @@ from ..denoising.trajectory import Trajectory
 from ..denoising.tree import Tree
 from ..files import checksum, digest, read_image, write_array, write_atomically, write_json, write_table
 from ..study import spent
-from ..study.runner import Outcome, generate, provenance, with_schedule
+from ..study.origin import provenance
+from ..study.runner import Outcome, generate, with_schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -176,11 +177,11 @@ def run(
     """Images, distortion and provenance of a grid: `generate`, `distort`, then `<name>.json` beside the table."""
     settings = parameters.settings()
     unique = table.drop_duplicates("path")
-    outcome = generate(unique, pipeline, folder, settings)
+    outcome = generate(unique, pipeline, folder, settings, cluster=parameters.cluster)
     updates = (table["step"] + 1).fillna(settings.num_inference_steps)  # a reference meets no codec
     scores = distort(with_schedule(table, updates, pipeline, settings), folder, name)
     write_json(provenance(pipeline, parameters, []), folder / f"{name}.json")
-    images = [folder / path for path in unique["path"]]
+    images = (folder / path for path in unique["path"])
     spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 

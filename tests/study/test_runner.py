@@ -87,7 +87,8 @@ def test_the_ledger_of_one_model_is_named_as_ever(tiny, tmp_path):
     generate(table, tiny, tmp_path, SETTINGS, progress=False)
     scheduler = {k: v for k, v in tiny.scheduler.config.items() if not k.startswith("_")}
     schedule = [type(tiny.scheduler).__name__, scheduler]
-    context = [model_identity(tiny.transformer), schedule, SETTINGS._asdict(), study.versions().to_dict()]
+    settings = {"num_inference_steps": 6, "image_size": 32, "batch_size": 16, "max_sequence_length": 8, "shift": None}
+    context = [model_identity(tiny.transformer), schedule, settings, study.versions().to_dict()]
     rows = [[table["path"].iloc[0], table["trajectory"].iloc[0].as_json()]]
     assert [p.stem for p in (tmp_path / ".ledger").iterdir()] == [digest(context, rows)]
 

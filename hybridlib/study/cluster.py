@@ -1,0 +1,350 @@
+"""Shards on several processes or machines: Ray tasks on actors that hold the models.
+
+A worker loads the models itself, by the name or folder that the pipeline came from, and proves by fingerprints that
+they are those of the caller; no weights travel. It gets trajectories and gives back the PNG bytes of a whole shard, so
+nothing has to be shared but the models, and only the caller writes images and ledgers. What Ray pickles are arguments
+and answers between processes that it started; nothing of ours is read from a pickle in a file.
+
+There is a worker for each GPU, or for each n cores, n being the threads of the caller, since bytes can depend on them:
+with `OMP_NUM_THREADS=1` it is one a core. `RAY_ADDRESS` names a running cluster; else Ray starts on this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tqdm import tqdm
+
+from ..denoising.trajectory import Trajectory
+from .origin import Models, versions
+
+if TYPE_CHECKING:
+    from ..denoising.hybrid_call import HybridPipeline
+    from .parameters import Settings
+
+ATTEMPTS = 5  # of a shard whose workers die
+POLL_S = 1.0  # between looks at what the workers have done
+INSTALL = "pip install 'hybridlib[ray]'"
+
+
+class Shard(NamedTuple):
+    """Images that are made together: what a worker gets, and where the result goes."""
+
+    paths: list[str]
+    trajectories: list[Trajectory]
+    ledger: Path
+    nfe: int
+
+
+class Made(NamedTuple):
+    """What comes back of a shard: PNG bytes in the order of its paths, and how long it took the worker."""
+
+    images: list[bytes]
+    seconds: float
+
+
+class Recipe(NamedTuple):
+    """How a worker loads what the caller has loaded."""
+
+    model: str  # a miniature's name, a folder or a hub id
+    device: str
+    dtype: str
+    others: tuple[tuple[str, bool, str], ...]  # of the other denoisers: name, whether a whole pipeline, folder
+    handoff: str
+    threads: int
+
+
+def require_ray() -> Any:
+    """Ray.
+
+    Raises:
+        ValueError: one sentence, if it is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError(f"cluster = 'ray': Ray is not installed; {INSTALL}") from None
+    return ray
+
+
+def recipe_of(pipeline: HybridPipeline, models: Models) -> Recipe:
+    """How workers load these models.
+
+    Raises:
+        ValueError: one sentence, if a model names neither folder nor hub id, as one built by hand or a denoiser of
+            your own.
+    """
+    import torch
+
+    from ..denoising.families import denoiser_of, is_pipeline
+
+    denoiser = denoiser_of(pipeline)
+    others = []
+    for name, other in (models.denoisers or {}).items():
+        if not (folder := _source(other)):
+            raise ValueError(
+                f"cluster = 'ray': denoiser {name!r} was not loaded from a folder, so workers cannot load it; use "
+                "cluster = 'local'"
+            )
+        others.append((name, is_pipeline(other), folder))
+    if not (model := _source(pipeline)):
+        raise ValueError("cluster = 'ray': workers load the pipeline by its name, so it must come from models.load")
+    dtype = str(denoiser.dtype).removeprefix("torch.")
+    return Recipe(model, denoiser.device.type, dtype, tuple(others), models.handoff, torch.get_num_threads())
+
+
+def _source(model: Any) -> str:
+    """What a network or pipeline was loaded from: a shipped model's name, a folder or a hub id; "" if not known."""
+    from ..paths import MODELS
+
+    config = getattr(model, "config", {})
+    name = str(getattr(model, "loaded_from", None) or getattr(config, "get", {}.get)("_name_or_path") or "")
+    if not Path(name).is_dir():
+        return name
+    folder = Path(name).resolve()
+    return folder.name if folder.parent == MODELS else str(folder)  # another machine may have hybridlib elsewhere
+
+
+def fingerprints(pipeline: HybridPipeline, models: Models) -> dict[str, str]:
+    """What must be equal at the caller and at a worker: versions, and every network by config and first weights."""
+    from torch.nn import Module
+
+    parts = {**pipeline.components, **{f"denoiser {name!r}": m for name, m in (models.denoisers or {}).items()}}
+    networks: dict[str, Module] = {}
+    for name, part in parts.items():
+        inner = getattr(part, "components", {})  # of a denoiser that is a whole pipeline
+        found = {name: part} if isinstance(part, Module) else {f"{name}, {key}": value for key, value in inner.items()}
+        networks |= {key: value for key, value in found.items() if isinstance(value, Module)}
+    told = {f"version of {name}": str(value) for name, value in versions().items()}
+    return told | {name: _fingerprint(network) for name, network in networks.items()}
+
+
+def _fingerprint(network: Any) -> str:
+    config = network.config if isinstance(network.config, Mapping) else network.config.to_dict()
+    plain = {k: v for k, v in config.items() if not k.startswith("_")}  # where it lies does not matter
+    seen = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+    for name, weights in network.state_dict().items():
+        seen.update(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
+        seen.update(weights.flatten()[:64].cpu().float().numpy().tobytes())
+    return seen.hexdigest()[:16]
+
+
+# --- the worker
+
+
+class Count(tqdm):
+    """A bar that shows nothing and remembers how far it is."""
+
+    done = 0
+
+    def __init__(self) -> None:
+        super().__init__(disable=True)
+
+    def update(self, n: float | None = 1) -> None:
+        """Count on."""
+        self.done += int(n or 0)
+
+
+class Worker:
+    """Holds the models and makes shards; an actor of Ray, and without it the same in one's own process."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._bar = recipe, Count()
+        self._pipeline: HybridPipeline | None = None
+        self._models = Models()
+        self._told: dict[str, str] = {}
+
+    def load(self) -> dict[str, str]:
+        """Load the models, once; returns their fingerprints."""
+        import torch
+
+        from ..denoising import compact, models
+        from ..denoising.families import denoiser_of
+
+        if self._told:
+            return self._told
+        torch.set_num_threads(self._recipe.threads)
+        name, device, dtype, others, handoff, _ = self._recipe
+        self._pipeline = models.load(name, device, dtype)
+        denoisers: dict[str, Any] = {}
+        for key, whole, folder in others:
+            if whole:
+                denoisers[key] = models.load(folder, device, dtype)
+            elif (Path(folder) / compact.FILE).is_file():
+                denoisers[key] = compact.load_unet(Path(folder), getattr(torch, dtype)).to(device)
+            else:
+                kind = type(denoiser_of(self._pipeline).model)
+                denoisers[key] = kind.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).eval().to(device)
+        self._models = Models(denoisers or None, handoff)
+        self._told = fingerprints(self._pipeline, self._models)
+        return self._told
+
+    def make(self, trajectories: list[Trajectory], scheduler: Any, settings: Settings) -> Made:
+        """The images of one shard, as the caller itself would make them."""
+        import torch
+
+        from ..denoising.sampler import sample
+        from ..files import png
+
+        torch.set_num_threads(self._recipe.threads)  # belongs to the thread, and Ray runs this in one of its own
+        began, self._bar = time.perf_counter(), Count()
+        assert self._pipeline is not None, "load comes first"
+        self._pipeline.scheduler = scheduler
+        options = self._models._asdict() | settings.sampling()
+        samples = sample(self._pipeline, trajectories, progress=self._bar, **options)
+        images = {index: png(image) for index, image in samples.each_image()}
+        return Made([images[index] for index in range(len(images))], time.perf_counter() - began)
+
+    def done(self) -> int:
+        """Denoiser evaluations of the shard at hand so far."""
+        return self._bar.done
+
+
+# --- the caller
+
+
+class Crew:
+    """The workers of one recipe. They are kept from call to call, since loading a model takes long."""
+
+    _last: Crew | None = None
+
+    def __init__(self, ray: Any, recipe: Recipe, size: int) -> None:
+        self._ray, self._recipe = ray, recipe
+        on_gpu = recipe.device == "cuda"
+        each = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": recipe.threads}
+        options = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 2, **each}
+        actor = ray.remote(Worker).options(**options)
+        self._workers = [actor.remote(recipe) for _ in range(size)]
+
+    @classmethod
+    def of(cls, recipe: Recipe, shards: int) -> Crew:
+        """The crew of this recipe: that of the last call, if it is still the right one, else a new one.
+
+        Raises:
+            ValueError: if Ray is not installed, or the cluster has no room for one worker.
+        """
+        ray = require_ray()
+        if not ray.is_initialized():
+            address = os.environ.get("RAY_ADDRESS") or "local"
+            options = {"include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, logging_level="error", log_to_driver=False, **options)
+            cls._last = None
+        size = min(shards, _room(ray, recipe))
+        if cls._last is not None and (cls._last._recipe != recipe or len(cls._last._workers) < size):
+            cls._last.dismiss()
+        if cls._last is None:
+            cls._last = cls(ray, recipe, size)
+        return cls._last
+
+    def dismiss(self) -> None:
+        """End the workers."""
+        Crew._last = None
+        if self._ray.is_initialized():
+            for worker in self._workers:
+                self._ray.kill(worker)
+
+    def work(
+        self, shards: Iterator[Shard], scheduler: Any, settings: Settings, expected: Mapping[str, str], bar: tqdm
+    ) -> Iterator[tuple[Shard, Made]]:
+        """Make all shards, and yield each as soon as it is there, in any order.
+
+        Shards are asked for one at a time as workers are free, so at most one a worker is under way. The shard of a
+        worker that died is given out again.
+
+        Raises:
+            ValueError: if a worker has loaded other models or versions than expected, or `ATTEMPTS` workers died of one
+                shard.
+        """
+        running: dict[Any, _Job] = {worker.load.remote(): _Job(worker) for worker in self._workers}
+        again: deque[Shard] = deque()  # whose worker died
+        shown: dict[Path, int] = {}  # of each shard under way, what the bar has of it
+        deaths: Counter[Path] = Counter()
+        idle: list[Any] = []
+        complete = False
+        try:
+            while running:
+                ready, _ = self._ray.wait(list(running), timeout=POLL_S)
+                self._show(running.values(), shown, bar)
+                for task in ready:
+                    job = running.pop(task)
+                    answer = self._answer(task)
+                    if answer is None:
+                        if job.shard is not None:
+                            again.append(job.shard)
+                            _count_death(job.shard, deaths)
+                        running[job.worker.load.remote()] = _Job(job.worker)  # Ray starts it anew
+                    elif job.shard is None:
+                        _check_equal(expected, answer)
+                    if answer is not None:
+                        idle.append(job.worker)
+                    while idle and (shard := again.popleft() if again else next(shards, None)) is not None:
+                        worker = idle.pop()
+                        running[worker.make.remote(shard.trajectories, scheduler, settings)] = _Job(worker, shard)
+                    if answer is not None and job.shard is not None:
+                        bar.update(job.shard.nfe - shown.pop(job.shard.ledger, 0))
+                        yield job.shard, answer
+            complete = True
+        finally:
+            if not complete:  # what they are doing is not wanted any more
+                self.dismiss()
+
+    def _answer(self, task: Any) -> Any:
+        """What a task returned, or None if its worker died. What a worker raised is raised here."""
+        exceptions = self._ray.exceptions
+        try:
+            return self._ray.get(task)
+        except exceptions.RayActorError:
+            return None
+        except exceptions.RayTaskError as failure:
+            raise (failure.cause or failure) from None
+
+    def _show(self, jobs: Iterable[_Job], shown: dict[Path, int], bar: tqdm) -> None:
+        """Advance the bar by what the workers have evaluated of their shards."""
+        asked = {job.worker.done.remote(): job.shard for job in jobs if job.shard is not None}
+        answered, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=POLL_S) if asked else ([], [])
+        for question in answered:
+            shard = asked[question]
+            done, before = min(self._answer(question) or 0, shard.nfe), shown.get(shard.ledger, 0)
+            shown[shard.ledger] = max(done, before)
+            bar.update(shown[shard.ledger] - before)
+
+
+class _Job(NamedTuple):
+    """What a worker is at: a shard, or loading its models."""
+
+    worker: Any
+    shard: Shard | None = None
+
+
+def _room(ray: Any, recipe: Recipe) -> int:
+    """How many workers the cluster has room for: one a GPU, or one for each n cores of a machine."""
+    kind, size = ("GPU", 1) if recipe.device == "cuda" else ("CPU", recipe.threads)
+    room = sum(int(node["Resources"].get(kind, 0)) // size for node in ray.nodes() if node["Alive"])
+    if room < 1:
+        raise ValueError(f"cluster = 'ray': a worker needs {size} {kind} of one machine, and the cluster has none such")
+    return room
+
+
+def _count_death(shard: Shard, deaths: Counter[Path]) -> None:
+    deaths[shard.ledger] += 1
+    if deaths[shard.ledger] == ATTEMPTS:
+        raise ValueError(
+            f"cluster = 'ray': {ATTEMPTS} workers died one after another of the shard of {shard.paths[0]}; is their "
+            "memory too small for batch_size?"
+        )
+
+
+def _check_equal(expected: Mapping[str, str], told: Mapping[str, str]) -> None:
+    for name in (*expected, *told):
+        if expected.get(name) != told.get(name):
+            raise ValueError(
+                f"cluster = 'ray': {name} is {told.get(name)} at a worker and {expected.get(name)} here; all machines "
+                "need the same models and versions"
+            )
