@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,22 @@ def read_image(path: Path) -> Image:
 
     # Small files decode a quarter faster from memory than through a file object.
     return Pillow.open(BytesIO(path.read_bytes())).convert("RGB")
+
+
+def table_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table of rows that come one by one and are not held: a million dictionaries take more memory than the table.
+
+    Raises:
+        ValueError: if a row has other columns than the first.
+    """
+    columns: dict[str, list[Any]] = {}
+    for row in rows:
+        columns = columns or {name: [] for name in row}
+        if row.keys() != columns.keys():
+            raise ValueError(f"every row needs the columns {list(columns)}, got {list(row)}")
+        for name, values in columns.items():
+            values.append(row[name])
+    return pd.DataFrame(columns)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> str:

@@ -31,7 +31,7 @@ def certify(
     Args:
         model: a miniature's name, a folder or a hub id.
         prompts: a prompt set; that of the miniatures or of SD3 by default, as the model is.
-        metrics: names as in `metrics.named.load`; those that ship for miniatures, BRISQUE for others by default.
+        metrics: names as in `metrics.named.load`; by default those that ship for miniatures, BRISQUE for others.
         image_size: pixels; the model's own by default.
 
     Raises:
@@ -49,15 +49,16 @@ def certify(
         if not 1 <= value <= 1000:
             raise ValueError(f"{name} must lie in 1..1000, got {value}")
     is_miniature = model.startswith("mini-")
-    chosen = MINIATURE_METRICS if is_miniature else ("brisque",)
-    for name in metrics or chosen:
+    shipped = MINIATURE_METRICS if is_miniature else ("brisque",)
+    chosen = shipped if metrics is None else metrics
+    for name in chosen:
         named.check(name)
     prompt_set = PromptSet.load(prompts or ("miniature" if is_miniature else "sd3-medium"))
     pipeline = models.load(model, device, dtype)
     denoiser = denoiser_of(pipeline)
     settings = Settings(steps, image_size or denoiser.default_size, batch_size, max_sequence_length)
     paths = certificate.trajectories_of(prompt_set, steps, negatives=not denoiser.embeds_guidance)
-    loaded = [named.load(name) for name in metrics or chosen]
+    loaded = [named.load(name) for name in chosen]
     measured = certificate.measure(pipeline, paths, settings, loaded, _others(model, pipeline))
     file = origin.certificate_file(pipeline)
     table = write_table(measured.drift, file.with_suffix(".parquet"))

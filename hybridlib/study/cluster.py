@@ -18,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
@@ -160,16 +161,19 @@ class Worker:
         self._pipeline: HybridPipeline | None = None
         self._models = Models()
         self._told: dict[str, str] = {}
+        self._loading = Lock()  # a call may ask while one before it still loads
 
     def load(self) -> dict[str, str]:
         """Load the models, once; returns their fingerprints."""
+        with self._loading:
+            return self._told or self._load()
+
+    def _load(self) -> dict[str, str]:
         import torch
 
         from ..denoising import compact, models
         from ..denoising.families import denoiser_of
 
-        if self._told:
-            return self._told
         torch.set_num_threads(self._recipe.threads)
         name, device, dtype, others, handoff, _ = self._recipe
         self._pipeline = models.load(name, device, dtype)
@@ -267,9 +271,9 @@ class Crew:
         shown: dict[Path, int] = {}  # of each shard under way, what the bar has of it
         deaths: Counter[Path] = Counter()
         idle: list[Any] = []
-        complete = False
+        exhausted = complete = False
         try:
-            while running:
+            while running and not (exhausted and not again and all(job.shard is None for job in running.values())):
                 ready, _ = self._ray.wait(list(running), timeout=POLL_S)
                 self._show(running.values(), shown, bar)
                 for task in ready:
@@ -284,9 +288,12 @@ class Crew:
                         _check_equal(expected, answer)
                     if answer is not None:
                         idle.append(job.worker)
-                    while idle and (shard := again.popleft() if again else next(shards, None)) is not None:
-                        worker = idle.pop()
-                        running[worker.make.remote(shard.trajectories, scheduler, settings)] = _Job(worker, shard)
+                    while idle and (again or not exhausted):
+                        if (shard := again.popleft() if again else next(shards, None)) is None:
+                            exhausted = True
+                        else:
+                            worker = idle.pop()
+                            running[worker.make.remote(shard.trajectories, scheduler, settings)] = _Job(worker, shard)
                     if answer is not None and job.shard is not None:
                         bar.update(job.shard.nfe - shown.pop(job.shard.ledger, 0))
                         yield job.shard, answer
