@@ -107,7 +107,7 @@ def _source(model: Any) -> str:
 
     config = getattr(model, "config", {})
     name = str(getattr(model, "loaded_from", None) or getattr(config, "get", {}.get)("_name_or_path") or "")
-    if not Path(name).is_dir():
+    if not name or not Path(name).is_dir():
         return name
     folder = Path(name).resolve()
     return folder.name if folder.parent == MODELS else str(folder)  # another machine may have hybridlib elsewhere
