@@ -26,10 +26,11 @@ from ..files import (
 )
 from . import spent
 from .certificate import check_exact
-from .cluster import Crew, Shard, fingerprints, recipe_of
+from .cluster import Crew
 from .origin import Models as Models
 from .origin import provenance as provenance
 from .origin import versions as versions
+from .workers import Shard, fingerprints, recipe_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,7 +18,7 @@ from hybridlib.denoising import models
 from hybridlib.denoising.solvers import with_solver
 from hybridlib.denoising.trajectory import Trajectory
 from hybridlib.files import checksum
-from hybridlib.study import cluster, preflight, reproduce
+from hybridlib.study import cluster, preflight, reproduce, workers
 from hybridlib.study.origin import Models
 from hybridlib.study.parameters import AlignmentParameters, HiqmParameters, Settings
 from hybridlib.study.runner import generate
@@ -237,17 +237,17 @@ def test_what_workers_cannot_load_is_refused(saved, tiny, tmp_path, stand_in):
 
 
 def test_models_are_named_so_that_other_machines_find_them(saved, tmp_path):
-    recipe = cluster.recipe_of(saved, Models())
+    recipe = workers.recipe_of(saved, Models())
     assert os.path.isabs(recipe.model)
-    assert cluster._source(SimpleNamespace(config={"_name_or_path": str(models.MODELS / "mini-sd3")})) == "mini-sd3"
-    assert cluster._source(SimpleNamespace(config={"_name_or_path": "somebody/sd3"})) == "somebody/sd3"
+    assert workers._source(SimpleNamespace(config={"_name_or_path": str(models.MODELS / "mini-sd3")})) == "mini-sd3"
+    assert workers._source(SimpleNamespace(config={"_name_or_path": "somebody/sd3"})) == "somebody/sd3"
     pruned = random_unet()
     models_folder = tmp_path / "unet"
     from hybridlib.denoising import compact
 
     compact.save_unet(pruned, models_folder)
-    assert cluster._source(compact.load_unet(models_folder)) == str(models_folder)
-    assert cluster._source(pruned) == ""
+    assert workers._source(compact.load_unet(models_folder)) == str(models_folder)
+    assert workers._source(pruned) == ""
 
 
 # --- parameters and command
@@ -288,9 +288,9 @@ def test_ray_makes_the_same_bytes_though_a_worker_is_killed(saved, tmp_path):
         while not (tmp_path / "there" / ".ledger").is_dir():  # until the first shard is there
             time.sleep(0.05)
         children = psutil.Process().children(recursive=True)
-        workers = [child for child in children if "Worker" in " ".join(child.cmdline())]
-        os.kill(workers[0].pid, signal.SIGKILL)
-        killed.append(workers[0].pid)
+        pids = [child.pid for child in children if "Worker" in " ".join(child.cmdline())]
+        os.kill(pids[0], signal.SIGKILL)
+        killed.append(pids[0])
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -148,7 +147,6 @@ def test_a_study_holds_one_tree_at_a_time(tiny, tmp_path, monkeypatch):
     class Watched(Tree):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            gc.collect()
             alive.add(self)
             most.append(len(alive))
 
