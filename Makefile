@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 PROFILE ?= miniature
 NOTEBOOKS ?=
+CLUSTER ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE  # uv leaves compiling to the first import: let that be kept
@@ -23,8 +24,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,$(EXTRAS))
 	@touch $@
 
-reproduce: arguments env  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02"
-	$(VENV)/bin/hybridlib reproduce $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
+reproduce: arguments env $(if $(filter ray,$(CLUSTER)),$(VENV)/.ray)  ## run notebooks: PROFILE=smoke|miniature|miniature-full|sd3-medium NOTEBOOKS="01 02" CLUSTER=local|ray
+	$(VENV)/bin/hybridlib reproduce $(PROFILE) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS)) $(if $(CLUSTER),--cluster $(CLUSTER))
+
+$(VENV)/.ray: $(VENV)/.installed
+	$(call install,ray)
+	@touch $@
 
 arguments:  # refused before the environment is built
 	@test -d params/$(PROFILE) || test -e $(PROFILE) || { echo "no profile $(PROFILE); there are: $$(ls params | tr '\n' ' ')"; exit 2; }

@@ -57,6 +57,12 @@ def _reproduce_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, metavar="W", help="notebooks at once (default: one a core, at most 4)")
     parser.add_argument("--on-cpu", action="store_true", help="run studies of large images without a GPU all the same")
+    parser.add_argument(
+        "--cluster",
+        choices=("local", "ray"),
+        help="where images are made, instead of what the parameter files say;\n"
+        "ray: on workers, one a GPU or core, of this machine or of the cluster that RAY_ADDRESS names",
+    )
     _dry_run(parser)
 
 
@@ -64,6 +70,8 @@ def _reproduce(given: Namespace) -> int:
     from .study import preflight, reproduce
 
     tasks = reproduce.collect(given.profile, given.notebooks)
+    if given.cluster:
+        tasks = reproduce.on_cluster(tasks, given.cluster)
     if given.dry_run:
         from .commands import estimates
 
@@ -73,7 +81,7 @@ def _reproduce(given: Namespace) -> int:
         for sentence in missing:
             print(f"error: {sentence}", file=sys.stderr)
         return 2
-    return reproduce.reproduce(tasks, reproduce.default_workers() if given.workers is None else given.workers)
+    return reproduce.reproduce(tasks, reproduce.default_workers(tasks) if given.workers is None else given.workers)
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
@@ -202,6 +210,35 @@ def _share(given: Namespace) -> int:
     )
 
 
+def _certify_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a miniature's name, a folder or a hub id")
+    parser.add_argument("--prompts", help="a prompt set (default: that of the miniatures, or of SD3)")
+    parser.add_argument("--metrics", nargs="*", metavar="M", help="as of evaluate (default: those that ship)")
+    parser.add_argument("--steps", type=int, default=28, help="num_inference_steps (default 28)")
+    parser.add_argument("--image-size", type=int, help="pixels (default: the model's own)")
+    parser.add_argument("--batch-size", type=int, default=64, help="that others are compared with (default 64)")
+    parser.add_argument("--max-sequence-length", type=int, default=1, help="T5 tokens of SD3 (default 1)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is a GPU)")
+    parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as models are loaded)")
+
+
+def _certify(given: Namespace) -> int:
+    from .commands.certify import certify
+
+    certify(
+        given.model,
+        given.prompts,
+        given.metrics,
+        given.steps,
+        given.image_size,
+        given.batch_size,
+        given.max_sequence_length,
+        given.device,
+        given.dtype,
+    )
+    return 0
+
+
 class Command(NamedTuple):
     """A subcommand."""
 
@@ -223,6 +260,9 @@ COMMANDS = {
     "captions": Command("draw a file of captions, and tell what each image took", _captions_arguments, _captions),
     "plan": Command("how many steps may be shared, and what it saves", _plan_arguments, _plan),
     "share": Command("draw a list of prompts as the cheapest tree that keeps a floor", _share_arguments, _share),
+    "certify": Command(
+        "measure how far results depend on batch, order, precision and device", _certify_arguments, _certify
+    ),
 }
 
 

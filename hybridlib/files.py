@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -78,11 +78,32 @@ def write_atomically(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_image(image: Image, path: Path) -> str:
-    """Write a PNG whole or not at all; returns the SHA-256 of its bytes."""
+def png(image: Image) -> bytes:
+    """An image as PNG; what is written of every image."""
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1)
-    return write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_image(image: Image, path: Path) -> str:
+    """Write a PNG whole or not at all; returns the SHA-256 of its bytes."""
+    return write_atomically(path, png(image))
+
+
+def table_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table of rows that come one by one and are not held: a million dictionaries take more memory than the table.
+
+    Raises:
+        ValueError: if a row has other columns than the first.
+    """
+    columns: dict[str, list[Any]] = {}
+    for row in rows:
+        columns = columns or {name: [] for name in row}
+        if row.keys() != columns.keys():
+            raise ValueError(f"every row needs the columns {list(columns)}, got {list(row)}")
+        for name, values in columns.items():
+            values.append(row[name])
+    return pd.DataFrame(columns)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> str:

@@ -67,7 +67,8 @@ def evaluate(folder: Path, prompts: Path, metrics: Sequence[str], dry_run: bool 
         print_estimate(folder, table, metrics)
         return 0
     from ..files import write_json
-    from ..study.runner import score, versions
+    from ..study.origin import versions
+    from ..study.runner import score
 
     loaded = [named.load(name) for name in metrics]
     began = time.perf_counter()

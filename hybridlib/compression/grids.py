@@ -25,7 +25,8 @@ from ..files import (
     write_table,
 )
 from ..study import spent
-from ..study.runner import LOCK, Outcome, generate, provenance, with_schedule
+from ..study.origin import provenance
+from ..study.runner import LOCK, Outcome, generate, with_schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -188,10 +189,10 @@ def run(
     unique = table.drop_duplicates("path")
     updates = (table["step"] + 1).fillna(settings.num_inference_steps)  # a reference meets no codec
     with locked(folder / LOCK):  # no other run changes an image before it is compared
-        outcome = generate(unique, pipeline, folder, settings)
+        outcome = generate(unique, pipeline, folder, settings, cluster=parameters.cluster)
         scores = distort(with_schedule(table, updates, pipeline, settings), folder, name)
         write_json(provenance(pipeline, parameters, []), folder / f"{name}.json")
-        images = [folder / path for path in unique["path"]]
+        images = (folder / path for path in unique["path"])
         spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 

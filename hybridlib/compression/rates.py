@@ -17,7 +17,8 @@ from ..codecs import Adaptive, Codec, DecimalRounding, MinMax
 from ..denoising.trajectory import Trajectory
 from ..files import write_json, write_table
 from ..intervals import Array, interval, resamples
-from ..study.runner import SCHEDULE_COLUMNS, provenance
+from ..study.origin import provenance
+from ..study.runner import SCHEDULE_COLUMNS
 from . import grids
 
 if TYPE_CHECKING:

@@ -173,4 +173,5 @@ def load_unet(folder: Path, dtype: torch.dtype | None = None) -> UNet2DCondition
         narrow(unet, Widths(**{name: tuple(values) for name, values in table.items()}))
     weights = load_file(folder / "diffusion_pytorch_model.safetensors")
     unet.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+    unet.loaded_from = str(folder)  # not in its config, which is part of its identity
     return unet.eval()

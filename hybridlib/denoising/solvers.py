@@ -57,6 +57,8 @@ def with_solver(pipeline: _Pipeline, solver: str) -> _Pipeline:
     """
     other = type(pipeline)(**pipeline.components | {"scheduler": solver_of(pipeline.scheduler.config, solver)})
     other.set_progress_bar_config(**pipeline._progress_bar_config)
+    if (source := pipeline.config.get("_name_or_path")) is not None:
+        other.register_to_config(_name_or_path=source)
     return other
 
 

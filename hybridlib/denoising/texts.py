@@ -128,6 +128,11 @@ def _in_host_memory(part: Tensor) -> Tensor:
     return copy.pin_memory() if part.device.type == "cuda" else copy
 
 
+def follows_plan(denoisers: Mapping[str, Any]) -> bool:
+    """Whether the pipeline of one of these follows a memory plan."""
+    return any(getattr(getattr(d, "pipeline", None), "memory_plan", None) is not None for d in denoisers.values())
+
+
 def encode_ahead(denoisers: Mapping[str, Any], trees: Sequence[Tree], begin: int = 0, whole: bool = False) -> None:
     """Encode the prompts of trees that are about to be walked, where the pipelines follow a memory plan.
 

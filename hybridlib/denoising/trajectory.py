@@ -10,6 +10,7 @@ import math
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import pairwise, repeat
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,7 +55,7 @@ class Move(NamedTuple):
     slope: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a study holds a million of them
 class Segment:
     """Denoising steps `start` up to, not including, `stop` under one prompt by one denoiser.
 
@@ -120,7 +121,19 @@ class Segment:
         return replace(self, start=start, stop=stop, **changes)
 
 
-@dataclass(frozen=True)
+_remembered = lru_cache(maxsize=16384, typed=True)(Segment)  # typed: a scale of 2 and one of 2.0 are told differently
+
+
+def _segment(*values: Any) -> Segment:
+    """The segment of these values, one object for all trajectories that have it."""
+    try:
+        return _remembered(*values)
+    except TypeError:
+        pass
+    return Segment(*values)  # which refuses by name what cannot be remembered
+
+
+@dataclass(frozen=True, slots=True)  # a study holds a million of them
 class Trajectory:
     """A seed and the contiguous segments that lead from its initial noise towards an image.
 
@@ -262,7 +275,7 @@ class Trajectory:
         prompt: Prompt, seed: int, guidance_scale: float = 7.0, negative_prompt: str = "", num_inference_steps: int = 28
     ) -> Trajectory:
         """One prompt from noise to image."""
-        return Trajectory(seed, (Segment(prompt, 0, num_inference_steps, guidance_scale, negative_prompt),))
+        return Trajectory(seed, (_segment(prompt, 0, num_inference_steps, guidance_scale, negative_prompt),))
 
     @staticmethod
     def hybrid(
@@ -286,12 +299,10 @@ class Trajectory:
         check_common_step(common_step, num_inference_steps)
         segments = []
         if common_step > 0:
-            segments.append(Segment(public_prompt, 0, common_step, public_guidance_scale))
+            segments.append(_segment(public_prompt, 0, common_step, public_guidance_scale))
         if common_step < num_inference_steps:
-            personal = Segment(
-                personal_prompt, common_step, num_inference_steps, personal_guidance_scale, negative_prompt
-            )
-            segments.append(personal)
+            personal = (common_step, num_inference_steps, personal_guidance_scale, negative_prompt)
+            segments.append(_segment(personal_prompt, *personal))
         return Trajectory(seed, tuple(segments))
 
 

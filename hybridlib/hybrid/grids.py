@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..denoising.trajectory import Trajectory
 from ..denoising.tree import Tree
+from ..files import table_of
 from ..paths import PUBLISHED
 from ..prompts import PromptSet
 
@@ -62,7 +63,7 @@ def sim_sweep(
 
     Published grid: scales 0..7, 20 prompts, seeds 1..3, common steps 3, 6, .., 21: 6,720 images.
     """
-    rows = [
+    rows = (
         {
             "path": f"sim/common_step_{step:02d}/scale{scale:g}_prompt{index}_seed{seed}_{_INJECTED[injected]}.png",
             "common_step": step,
@@ -74,8 +75,8 @@ def sim_sweep(
             "trajectory": _hybrid(prompts, index, step, seed, scale, personal_scale, injected, num_inference_steps),
         }
         for step, scale, index, seed, injected in product(common_steps, public_scales, personal, seeds, (True, False))
-    ]
-    return pd.DataFrame(rows)
+    )
+    return table_of(rows)
 
 
 def npi_set(
@@ -88,7 +89,7 @@ def npi_set(
     num_inference_steps: int = 28,
 ) -> pd.DataFrame:
     """NPI: one public scale, more seeds. Published grid: 20 prompts, seeds 1..9, seven common steps: 2,520 images."""
-    rows = [
+    rows = (
         {
             "path": f"npi/common_step_{step:02d}/prompt{index}_seed{seed}_{_INJECTED[injected]}.png",
             "common_step": step,
@@ -102,8 +103,8 @@ def npi_set(
             ),
         }
         for step, index, seed, injected in product(common_steps, personal, seeds, (True, False))
-    ]
-    return pd.DataFrame(rows)
+    )
+    return table_of(rows)
 
 
 def _hybrid(
@@ -159,7 +160,7 @@ def similarity_study(
     """
     joint = range(len(prompts.joint)) if chosen is None else chosen
     cells = product(variants, seeds, joint, joint, common_steps)
-    return pd.DataFrame(
+    return table_of(
         _pair(prompts, variants[name], name, seed, public, personal, step, num_inference_steps)
         | {"path": f"{name}/seed{seed}/Public{public}_Personal{personal}_CommonStep{step}.png"}
         for name, seed, public, personal, step in cells
@@ -197,7 +198,7 @@ def anchored_study(
     own = range(len(prompts.personal)) if chosen is None else chosen
     pairs = [(i, first + j, f"Public{i}_Personal{j}") for i in range(first) for j in own]
     pairs += [(first + i, first + j, f"PAnchor{i}_POther{j}") for i in own for j in own if i != j]
-    return pd.DataFrame(
+    return table_of(
         _pair(prompts, variants[name], name, seed, anchor, target, step, num_inference_steps)
         | {"path": f"{name}/{stem}_CommonStep{step}_Seed{seed}.png"}
         for name, seed, (anchor, target, stem), step in product(variants, seeds, pairs, common_steps)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..denoising.trajectory import Segment, Trajectory
+from ..denoising.trajectory import Trajectory
 from ..files import write_image
 from .parameters import Settings
 
@@ -39,13 +39,19 @@ def plan(
     """
     if not prompts or count < 1:
         raise ValueError(f"at least one prompt and one image are needed, got {len(prompts)} prompts and count {count}")
-    rows = []
-    for number in range(count):
-        prompt = prompts[number % len(prompts)]
-        segment = Segment(prompt, 0, settings.num_inference_steps, guidance_scale)
-        trajectory = Trajectory(first_seed + number, (segment,))
-        rows.append([f"{number // 1000:03d}/{number:07d}.png", trajectory, prompt, number // settings.batch_size])
-    return pd.DataFrame(rows, columns=["path", "trajectory", "prompt", "shard"])
+    numbers, steps = range(count), settings.num_inference_steps
+    texts = [prompts[number % len(prompts)] for number in numbers]
+    return pd.DataFrame(
+        {
+            "path": [f"{number // 1000:03d}/{number:07d}.png" for number in numbers],
+            "trajectory": [
+                Trajectory.plain(text, first_seed + number, guidance_scale, "", steps)
+                for number, text in zip(numbers, texts, strict=True)
+            ],
+            "prompt": texts,
+            "shard": [number // settings.batch_size for number in numbers],
+        }
+    )
 
 
 def part_of(table: pd.DataFrame, part: int, parts: int) -> pd.DataFrame:

@@ -236,7 +236,7 @@ def _cell(text: str, tag: str) -> Any:
 
 
 def _made() -> str:
-    from .runner import git_revision
+    from .origin import git_revision
 
     revision, _, changes = git_revision().partition("+")
     commit = f"commit `{revision[:10]}`" if revision != "unknown" else "an installed package"

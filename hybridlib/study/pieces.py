@@ -48,7 +48,7 @@ def _finished(path: Path) -> pd.DataFrame | None:
 
 def written(table: pd.DataFrame, folder: Path, name: str, parameters: Parameters) -> pd.DataFrame:
     """The table, now `folder / name.parquet` as well, its provenance beside it."""
-    from .runner import git_revision, versions
+    from .origin import git_revision, versions
 
     table = table.reset_index(drop=True)
     write_table(table, folder / f"{name}.parquet")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ..paths import OUTPUTS, ROOT
+from .cluster import require_ray
 from .parameters import HiqmParameters, Parameters, QualityParameters
 
 LARGE_IMAGE = 512  # pixels; from here on a study on the CPU takes days
@@ -27,7 +28,12 @@ def missing(studies: Mapping[str, Parameters], on_cpu: bool = False) -> list[str
         studies: name -> parameters, in the order in which they will run.
         on_cpu: do not ask for a GPU, whatever it takes.
     """
-    local = [*_unwritable(studies), *_missing_gpu(studies, on_cpu), *_missing_scores(studies)]
+    local = [
+        *_unwritable(studies),
+        *_missing_gpu(studies, on_cpu),
+        *_missing_scores(studies),
+        *_missing_ray(studies),
+    ]
     return local or list(_missing_weights(studies))
 
 
@@ -126,6 +132,14 @@ def _missing_scores(studies: Mapping[str, Parameters]) -> Iterator[str]:
             continue
         if not (ROOT / parameters.scores).is_file():
             yield f"{study}: scores = {parameters.scores!r}: there is no such table yet; run study 05 first"
+
+
+def _missing_ray(studies: Mapping[str, Parameters]) -> Iterator[str]:
+    if wanting := [study for study, parameters in studies.items() if getattr(parameters, "cluster", "") == "ray"]:
+        try:
+            require_ray()
+        except ValueError as failure:
+            yield f"{', '.join(wanting)}: {failure}"
 
 
 def _missing_weights(studies: Mapping[str, Parameters]) -> Iterator[str]:

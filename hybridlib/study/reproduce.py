@@ -8,10 +8,11 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..files import locked, read_yaml, replacing, write_atomically
@@ -30,6 +31,7 @@ class Task(NamedTuple):
     notebook: Path
     parameters: Path
     checked: Parameters
+    changes: Mapping[str, Any] = MappingProxyType({})  # parameters that the file does not say
 
     @property
     def name(self) -> str:
@@ -66,6 +68,8 @@ def reproduce(tasks: Sequence[Task], workers: int = 1) -> int:
     os.environ[LOG] = "1"  # nobody sits in front of the kernels
     if workers > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    elif _on_ray(tasks):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # then there is a worker for each core
     failed = []
     for number, result in enumerate(_results(tasks, folder, workers), start=1):
         trace = f" [{(folder / result.name / TRACEBACK).relative_to(folder.parent)}]" if result.traced else ""
@@ -81,11 +85,34 @@ def reproduce(tasks: Sequence[Task], workers: int = 1) -> int:
     return 1 if failed else 0
 
 
-def default_workers() -> int:
-    """One notebook for each core, at most four; one alone where there is a GPU, whose memory they would share."""
+def default_workers(tasks: Sequence[Task] = ()) -> int:
+    """One notebook for each core, at most four; one alone where they would share a GPU's memory or Ray's workers."""
     import torch
 
-    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    return 1 if torch.cuda.is_available() or _on_ray(tasks) else min(4, os.cpu_count() or 1)
+
+
+def on_cluster(tasks: Sequence[Task], cluster: str) -> list[Task]:
+    """The same tasks, their images made there, whatever their parameter files say.
+
+    Raises:
+        ValueError: if none of them makes images by trajectories.
+    """
+    changed = [
+        task._replace(checked=task.checked.model_copy(update={"cluster": cluster}), changes={"cluster": cluster})
+        if hasattr(task.checked, "cluster")
+        else task
+        for task in tasks
+    ]
+    if cluster != "local" and not any(task.changes for task in changed):
+        raise ValueError(
+            f"cluster = {cluster!r}: none of {', '.join(task.name for task in tasks)} makes images in shards"
+        )
+    return changed
+
+
+def _on_ray(tasks: Sequence[Task]) -> bool:
+    return any(getattr(task.checked, "cluster", "local") == "ray" for task in tasks)
 
 
 def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Result]:
@@ -93,7 +120,7 @@ def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Resu
     if workers == 1:
         for task in tasks:
             print(f"{task.name} ...", flush=True)
-            yield run(task.notebook, task.parameters, folder)
+            yield run(task.notebook, task.parameters, folder, task.changes)
         return
     waiting = sorted(tasks, key=lambda task: not any(_reads(other, task) for other in tasks))
     running = dict[Future[Result], Task]()
@@ -104,7 +131,8 @@ def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Resu
                 if len(running) < workers:
                     print(f"{task.name} ...", flush=True)
                     waiting.remove(task)
-                    running[pool.submit(run, task.notebook, task.parameters, folder)] = task
+                    future = pool.submit(run, task.notebook, task.parameters, folder, dict(task.changes))
+                    running[future] = task
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[future]
                 yield future.result()
@@ -183,22 +211,26 @@ def _task(notebook: Path, parameters: Path) -> Task:
     return Task(notebook, parameters, own)
 
 
-def run(notebook: Path, parameters: Path, folder: Path) -> Result:
+def run(notebook: Path, parameters: Path, folder: Path, changes: Mapping[str, Any] | None = None) -> Result:
     """Execute one notebook with papermill; on success put the executed notebook in place.
 
     That its folder is in use by another run or cannot be written is an error of the result, too, in one sentence.
+
+    Args:
+        changes: parameters beside those of the file, or instead of them.
     """
     began, target, traced = time.perf_counter(), folder / notebook.stem, False
     try:
+        given = (read_yaml(parameters) or {}) | dict(changes or {})
         with locked(target / ".notebook.lock", wait=False):  # studies in it have locks of their own
-            error = _executed(notebook, parameters, target)
+            error = _executed(notebook, given, target)
             traced = bool(error)
     except OSError as failure:
         error = str(failure)
     return Result(notebook.stem, time.perf_counter() - began, error, traced)
 
 
-def _executed(notebook: Path, parameters: Path, target: Path) -> str:
+def _executed(notebook: Path, parameters: Mapping[str, Any], target: Path) -> str:
     """What went wrong, "" if nothing did."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -208,7 +240,7 @@ def _executed(notebook: Path, parameters: Path, target: Path) -> str:
         papermill.execute_notebook(
             notebook,
             running,
-            parameters=read_yaml(parameters) or {},
+            parameters=dict(parameters),
             kernel_name="python3",
             cwd=Path.cwd(),  # where the paths in a parameter file begin
             progress_bar=sys.stderr.isatty(),

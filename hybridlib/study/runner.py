@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +23,18 @@ from ..files import (
     read_image,
     read_json,
     write_array,
+    write_atomically,
     write_image,
     write_json,
     write_table,
 )
-from ..paths import IS_CLONE, ROOT
 from . import spent
+from .certificate import check_exact
+from .cluster import Crew
+from .origin import Models as Models
+from .origin import provenance as provenance
+from .origin import versions as versions
+from .workers import Shard, fingerprints, recipe_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,27 +42,17 @@ if TYPE_CHECKING:
     from ..denoising.denoisers import GuidedDenoiser
     from ..denoising.hybrid_call import HybridPipeline
     from ..metrics import Metric
-    from .parameters import Parameters, SamplingParameters, Settings
+    from .parameters import SamplingParameters, Settings
 
 
-PACKAGES = ("hybridlib", "torch", "diffusers", "transformers")
 SCHEDULE_COLUMNS = ("num_inference_steps", "shift", "sigma")  # of every table of scores
 LOCK = ".lock"  # of a folder that a run writes to
+CLUSTERS = ("local", "ray")
 IMAGES_PER_CHUNK = 128  # scored, and remembered as scored, together
 
 
-class Models(NamedTuple):
-    """The denoisers of a study beside the pipeline's own, and what a solver remembers at a handoff; see `sample`."""
-
-    denoisers: Mapping[str, Any] | None = None
-    handoff: str = "keep"
-
-    def __repr__(self) -> str:
-        return f"Models({', '.join(self.denoisers or ())}, handoff={self.handoff!r})"
-
-
 class Outcome(NamedTuple):
-    """What a study cost. `seconds` adds up over the sessions of a run that was killed and resumed."""
+    """What a study cost. `seconds` adds up over workers, and over the sessions of a run that was killed and resumed."""
 
     images: int
     cost: Cost
@@ -72,6 +67,7 @@ def generate(
     progress: bool = True,
     models: Models | None = None,
     shared: bool = False,
+    cluster: str = "local",
 ) -> Outcome:
     """Write the image of every row's `trajectory` to `folder / path` (PNG).
 
@@ -85,69 +81,103 @@ def generate(
             shard of one, `shard`, which names the rows to denoise together; other columns are ignored.
         models: the denoisers beside the pipeline's own, where trajectories name others.
         shared: whether other runs write other rows into the folder meanwhile; else another run is waited for.
+        cluster: where shards are made: "local", in this process, or "ray", on workers (`study.cluster`); same bytes.
 
     Raises:
-        ValueError: before any denoising, if paths repeat or leave the folder, or a trajectory leaves the schedule.
+        ValueError: before any denoising, if paths repeat or leave the folder, a trajectory leaves the schedule,
+            `settings.exact` cannot be kept, or there is no such cluster or no way for its workers to load the models.
         OSError: naming the file that cannot be written; what is finished is kept.
     """
     from ..denoising.families import collect, denoiser_of, nfe_of
     from ..denoising.sampler import progress_bar
-    from ..denoising.texts import encode_ahead
+    from ..denoising.texts import encode_ahead, follows_plan
 
     if duplicates := table["path"][table["path"].duplicated()].tolist():
         raise ValueError(f"every image needs its own path, {duplicates[0]!r} occurs more than once")
     check_inside(table["path"])
-    shards = list(shards_of(table))
+    if cluster not in CLUSTERS:
+        raise ValueError(f"cluster must be one of {CLUSTERS}, got {cluster!r}")
     models = models or Models()
     first = denoiser_of(pipeline, settings.batch_size, settings.max_sequence_length)
     denoisers = collect(first, models.denoisers)
-    trees = [Tree(list(shard["trajectory"]), nfe=nfe_of(denoisers)) for shard in shards]
-    if beyond := [tree.stop for tree in trees if tree.stop > settings.num_inference_steps]:
-        raise ValueError(
-            f"a trajectory stops at {beyond[0]}, beyond num_inference_steps={settings.num_inference_steps}"
-        )
+    costs, trees, planned = list[Cost](), list[Tree](), follows_plan(denoisers)
+    if planned and cluster == "ray":
+        raise ValueError("cluster = 'ray': workers load models whole; a memory plan works with cluster = 'local'")
+    for rows in shards_of(table):
+        tree = Tree(list(rows["trajectory"]), nfe=nfe_of(denoisers))
+        if tree.stop > settings.num_inference_steps:
+            raise ValueError(
+                f"a trajectory stops at {tree.stop}, beyond num_inference_steps={settings.num_inference_steps}"
+            )
+        costs.append(tree.cost)
+        trees += [tree] * planned  # else not kept: together they are larger than the table
+    cost = Cost.total(costs)
+    if settings.exact:
+        check_exact(pipeline, settings, models)
+    recipe = recipe_of(pipeline, models) if cluster == "ray" else None
     context = _context(pipeline, settings, models, denoisers)
-    cost = Cost.total(tree.cost for tree in trees)
-    seconds = 0.0
+    seconds = []
     lock = contextlib.nullcontext() if shared else locked(folder / LOCK)
     with lock, progress_bar(cost.tree, "generate", progress) as bar:
-        for number, (shard, tree) in enumerate(zip(shards, trees, strict=True)):
-            rows = [[path, t.as_json()] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
-            ledger = folder / ".ledger" / f"{digest(context, rows)}.json"
-            done = _finished_seconds(ledger, folder)
-            if done is None:
-                encode_ahead(denoisers, trees, number, whole=True)
-                done = _run_shard(shard, pipeline, folder, settings, ledger, bar, models)
-            else:
-                bar.update(tree.cost.tree)
-            seconds += done
-    return Outcome(len(table), cost, seconds)
+
+        def unfinished() -> Iterator[Shard]:
+            for number, (rows, cost) in enumerate(zip(shards_of(table), costs, strict=True)):
+                shard = _shard(rows, folder, context, cost.tree)
+                if (done := _finished_seconds(shard.ledger, folder)) is None:
+                    if planned:
+                        encode_ahead(denoisers, trees, number, whole=True)
+                    yield shard
+                else:
+                    seconds.append(done)
+                    bar.update(shard.nfe)
+
+        shards = unfinished()
+        if recipe is None:
+            seconds += [_run_shard(shard, pipeline, folder, settings, bar, models) for shard in shards]
+        elif (first_shard := next(shards, None)) is not None:
+            crew = Crew.of(recipe, len(costs))
+            expected = fingerprints(pipeline, models)
+            made = crew.work(chain([first_shard], shards), pipeline.scheduler, settings, expected, bar)
+            seconds += [_write_shard(shard, images, took, folder) for shard, (images, took) in made]
+    return Outcome(len(table), cost, sum(seconds))
 
 
 def shards_of(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The rows of each shard of a table with a column `trajectory`, or of each value of its column `shard`."""
-    keys = pd.Series([(t.seed, t.segments[0].conditioning, t.segments[0].denoiser) for t in table["trajectory"]])
-    for _, rows in table.groupby(table["shard"] if "shard" in table else keys.set_axis(table.index), sort=False):
+    numbers: dict[Any, int] = {}
+    if "shard" in table:
+        keys = table["shard"]
+    else:
+        roots = ((t.seed, t.segments[0].conditioning, t.segments[0].denoiser) for t in table["trajectory"])
+        keys = pd.Series([numbers.setdefault(root, len(numbers)) for root in roots], index=table.index)
+    for _, rows in table.groupby(keys, sort=False):
         yield rows
 
 
+def _shard(rows: pd.DataFrame, folder: Path, context: list[Any], nfe: int) -> Shard:
+    paths, trajectories = list(rows["path"]), list(rows["trajectory"])
+    told = [[path, t.as_json()] for path, t in zip(paths, trajectories, strict=True)]
+    return Shard(paths, trajectories, folder / ".ledger" / f"{digest(context, told)}.json", nfe)
+
+
 def _run_shard(
-    shard: pd.DataFrame,
-    pipeline: HybridPipeline,
-    folder: Path,
-    settings: Settings,
-    ledger: Path,
-    bar: tqdm,
-    models: Models,
+    shard: Shard, pipeline: HybridPipeline, folder: Path, settings: Settings, bar: tqdm, models: Models
 ) -> float:
     from ..denoising.sampler import sample
 
-    began = time.perf_counter()
-    samples = sample(pipeline, list(shard["trajectory"]), progress=bar, **models._asdict(), **settings.sampling())
-    paths = list(shard["path"])
+    began, paths = time.perf_counter(), shard.paths
+    samples = sample(pipeline, shard.trajectories, progress=bar, **models._asdict(), **settings.sampling())
     checksums = {paths[index]: write_image(image, folder / paths[index]) for index, image in samples.each_image()}
     seconds = time.perf_counter() - began
-    write_json({"seconds": seconds, "sha256": checksums}, ledger)
+    write_json({"seconds": seconds, "sha256": checksums}, shard.ledger)
+    return seconds
+
+
+def _write_shard(shard: Shard, images: Sequence[bytes], seconds: float, folder: Path) -> float:
+    """What `_run_shard` writes, of images that a worker made."""
+    pairs = zip(shard.paths, images, strict=True)
+    checksums = {path: write_atomically(folder / path, image) for path, image in pairs}
+    write_json({"seconds": seconds, "sha256": checksums}, shard.ledger)
     return seconds
 
 
@@ -172,7 +202,7 @@ def _context(
 ) -> list[Any]:
     scheduler = pipeline.scheduler
     schedule = [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
-    context = [denoisers[""].identity, schedule, settings._asdict(), versions().to_dict()]
+    context = [denoisers[""].identity, schedule, settings.as_json(), versions().to_dict()]
     if (plan := getattr(pipeline, "memory_plan", None)) is not None:
         context.append(plan.as_key())
     if not models.denoisers:  # as ledgers were before there were any
@@ -181,12 +211,20 @@ def _context(
 
 
 def score(
-    table: pd.DataFrame, folder: Path, metrics: Sequence[Metric], name: str = "scores", progress: bool = True
+    table: pd.DataFrame,
+    folder: Path,
+    metrics: Sequence[Metric],
+    name: str = "scores",
+    progress: bool = True,
+    exact: bool = False,
 ) -> pd.DataFrame:
     """Score every row's image `folder / path` against its `prompt`, and write `folder / <name>.parquet`.
 
     Scores are remembered by image bytes, prompt and metric, so a killed run goes on where it stopped and a changed
     image is scored again.
+
+    Args:
+        exact: score each image by itself, so that no score depends on the others of a batch.
 
     Returns:
         The table without its trajectories, with one column per metric; `attrs["metrics"]` says what each one is, in
@@ -203,10 +241,11 @@ def score(
             checksums = [checksum(path) for path in paths]
             images: list[Image] = []
             for metric in metrics:
-                file = remembered / f"{digest(metric.identity, checksums, prompts)}.npy"
+                key = [metric.identity, checksums, prompts, *(["exact"] if exact else [])]
+                file = remembered / f"{digest(*key)}.npy"
                 if (values := read_array(file)) is None:
                     images = images or [read_image(path) for path in paths]
-                    values = metric.score(images, prompts)
+                    values = _scores(metric, images, prompts, exact)
                     write_array(values, file)
                 columns[metric.name].append(values)
             bar.update(len(chunk))
@@ -216,6 +255,12 @@ def score(
     scores.attrs["metrics"] = {metric.name: metric.identity for metric in metrics}
     write_table(scores, folder / f"{name}.parquet")
     return scores
+
+
+def _scores(metric: Metric, images: Sequence[Image], prompts: Sequence[str], exact: bool) -> np.ndarray:
+    if not exact:
+        return metric.score(images, prompts)
+    return np.concatenate([metric.score([i], [p]) for i, p in zip(images, prompts, strict=True)])
 
 
 def run(
@@ -234,10 +279,11 @@ def run(
     """
     settings = parameters.settings()
     with locked(folder / LOCK):  # no other run changes an image before it is scored
-        outcome = generate(table, pipeline, folder, settings, models=models)
-        scores = score(with_schedule(table, table["common_step"], pipeline, settings), folder, metrics, name)
+        outcome = generate(table, pipeline, folder, settings, models=models, cluster=parameters.cluster)
+        told = with_schedule(table, table["common_step"], pipeline, settings)
+        scores = score(told, folder, metrics, name, exact=settings.exact)
         write_json(provenance(pipeline, parameters, metrics, models), folder / f"{name}.json")
-        images = [folder / path for path in table["path"]]
+        images = (folder / path for path in table["path"])
         spent.write(parameters, images, outcome.cost.tree, outcome.seconds, folder / f"{name}{spent.SPENT}")
     return scores, outcome
 
@@ -264,40 +310,6 @@ def with_schedule(
     )
 
 
-def provenance(
-    pipeline: HybridPipeline, parameters: Parameters, metrics: Sequence[Metric], models: Models | None = None
-) -> dict[str, Any]:
-    """What a table was made from: parameters, versions, git revision, model and metric identities."""
-    from ..denoising.families import collect, denoiser_of
-
-    denoisers = collect(denoiser_of(pipeline), models.denoisers if models else None)
-    others = {name: denoiser.identity for name, denoiser in denoisers.items() if name}
-    return {
-        "notebook": parameters.notebook,
-        "parameters": parameters.model_dump(),
-        "versions": versions().to_dict(),
-        "git_revision": git_revision(),
-        "model": denoisers[""].identity,
-        **({"denoisers": others, "handoff": models.handoff} if models and others else {}),
-        "scheduler": {"class": type(pipeline.scheduler).__name__, "shift": pipeline.scheduler.config.get("shift")},
-        "metrics": {metric.name: metric.identity for metric in metrics},
-    }
-
-
-def git_revision() -> str:
-    """The commit of this clone, with `+changes` where files differ from it; "unknown" outside a clone."""
-    if not IS_CLONE:
-        return "unknown"
-    try:
-        run_git = [
-            subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return run_git[0] + ("+changes" if run_git[1] else "")
-
-
 def picture_table(
     table: pd.DataFrame, folder: Path, rows: str | list[str], columns: str | list[str]
 ) -> list[list[Image | None]]:
@@ -320,8 +332,3 @@ def cost_table(costs: dict[str, tuple[int, Outcome]]) -> pd.DataFrame:
         for name, (published, outcome) in costs.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def versions() -> pd.Series:
-    """Versions of the packages that decide the bytes of an image."""
-    return pd.Series({package: version(package) for package in PACKAGES}, name="version")

@@ -5,7 +5,7 @@ Beside the provenance, not in it: times differ from run to run, provenance does 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,16 +45,17 @@ class Spent(NamedTuple):
         return f"{self.study}: {self.images:,} images, {self.nfe:,} NFE in {duration(self.seconds)} ({self.machine})"
 
 
-def write(parameters: SamplingParameters, images: Sequence[Path], nfe: int, seconds: float, target: Path) -> None:
+def write(parameters: SamplingParameters, images: Iterable[Path], nfe: int, seconds: float, target: Path) -> None:
     """Write `target`, whose name ends with `SPENT`, for the finished images of a table."""
+    sizes = [image.stat().st_size for image in images]
     spent = Spent(
         study=f"{parameters.notebook}, profile {parameters.profile}",
         model=parameters.model,
         image_size=parameters.image_size,
-        images=len(images),
+        images=len(sizes),
         nfe=nfe,
         seconds=round(seconds, 1),
-        bytes=sum(image.stat().st_size for image in images),
+        bytes=sum(sizes),
         machine=_machine(),
     )
     write_json(spent._asdict(), target)

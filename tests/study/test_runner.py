@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from PIL import Image
 
 from hybridlib.denoising.identity import model_identity
 from hybridlib.denoising.trajectory import Trajectory
-from hybridlib.files import digest, read_image, read_table, write_image, write_table
+from hybridlib.denoising.tree import Tree
+from hybridlib.files import digest, read_image, read_table, table_of, write_image, write_table
 from hybridlib.hybrid import grids
 from hybridlib.prompts import PromptSet
 from hybridlib.study import results
@@ -87,7 +89,8 @@ def test_the_ledger_of_one_model_is_named_as_ever(tiny, tmp_path):
     generate(table, tiny, tmp_path, SETTINGS, progress=False)
     scheduler = {k: v for k, v in tiny.scheduler.config.items() if not k.startswith("_")}
     schedule = [type(tiny.scheduler).__name__, scheduler]
-    context = [model_identity(tiny.transformer), schedule, SETTINGS._asdict(), study.versions().to_dict()]
+    settings = {"num_inference_steps": 6, "image_size": 32, "batch_size": 16, "max_sequence_length": 8, "shift": None}
+    context = [model_identity(tiny.transformer), schedule, settings, study.versions().to_dict()]
     rows = [[table["path"].iloc[0], table["trajectory"].iloc[0].as_json()]]
     assert [p.stem for p in (tmp_path / ".ledger").iterdir()] == [digest(context, rows)]
 
@@ -135,6 +138,53 @@ def test_changed_settings_are_not_mistaken_for_finished_work(tiny, tmp_path):
     generate(table, tiny, tmp_path, SETTINGS, progress=False)
     generate(table, tiny, tmp_path, SETTINGS._replace(image_size=48), progress=False)
     assert read_image(tmp_path / table["path"].iloc[0]).size == (48, 48)
+
+
+def test_a_study_holds_one_tree_at_a_time(tiny, tmp_path, monkeypatch):
+    """Trees of a million images would be larger than their table."""
+    alive, most = weakref.WeakSet(), []
+
+    class Watched(Tree):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(study, "Tree", Watched)
+    monkeypatch.setattr(study, "_run_shard", lambda *arguments: 0.0)
+    generate(small_table(range(6)), tiny, tmp_path, SETTINGS, progress=False)
+    assert len(most) == len(list(study.shards_of(small_table(range(6))))) > 10
+    assert max(most) <= 2  # the last one goes when the next one is there
+
+
+def test_shards_are_roots_in_their_order():
+    table = small_table().sample(frac=1, random_state=0)  # whose index does not count up
+    by_hand: dict[object, list[str]] = {}
+    for path, trajectory in zip(table["path"], table["trajectory"], strict=True):
+        first = trajectory.segments[0]
+        by_hand.setdefault((trajectory.seed, first.conditioning, first.denoiser), []).append(path)
+    assert [list(rows["path"]) for rows in study.shards_of(table)] == list(by_hand.values())
+    numbered = table.assign(shard=range(len(table)))
+    assert [list(rows["path"]) for rows in study.shards_of(numbered)] == [[path] for path in table["path"]]
+
+
+def test_a_table_of_rows_that_are_not_held():
+    rows = [{"a": i, "b": f"text {i}", "c": i % 2 == 0, "d": i / 3} for i in range(5)]
+    pd.testing.assert_frame_equal(table_of(iter(rows)), pd.DataFrame(rows))
+    with pytest.raises(ValueError, match=r"every row needs the columns \['a'\], got \['b'\]"):
+        table_of([{"a": 1}, {"b": 2}])
+
+
+def test_trajectories_share_equal_segments():
+    one, other = (Trajectory.hybrid("a", "b", 3, seed, 2.0, 7.0) for seed in (1, 2))
+    assert one.segments[0] is other.segments[0]
+    assert one.segments[1] is other.segments[1]
+    whole = Trajectory.hybrid("a", "b", 3, 1, 2, 7)  # equal numbers that JSON, and so a ledger, tells otherwise
+    assert whole == one
+    assert '"guidance_scale": 2,' in json.dumps(whole.as_json())
+    assert '"guidance_scale": 2.0,' in json.dumps(one.as_json())
+    with pytest.raises(TypeError, match="prompt must be text"):
+        Trajectory.plain(["a"], 1)
 
 
 def test_repeated_paths_are_refused(tiny, tmp_path):

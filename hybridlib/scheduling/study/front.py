@@ -86,7 +86,7 @@ def policies(deadlines_s: Sequence[float] = DEADLINES_S, folder: Path = FOLDER) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fit, measure, write; always exit status 0."""
-    from ...study.runner import git_revision, versions
+    from ...study.origin import git_revision, versions
 
     parser = argparse.ArgumentParser(prog="python -m hybridlib.scheduling.study.front", description=__doc__)
     parser.add_argument("--measure", action="store_true", help="measure the shipped files, fit nothing")

@@ -29,6 +29,11 @@ class Settings(NamedTuple):
     batch_size: int = 64
     max_sequence_length: int = 256
     shift: float | None = None  # of the noise schedule; the model's own where None
+    exact: bool = False  # every row denoised, decoded and scored by itself: no result depends on its batch
+
+    def as_json(self) -> dict[str, Any]:
+        """What ledgers tell of it; `exact` only where it is set, as ledgers were before there was any."""
+        return {name: value for name, value in self._asdict().items() if name != "exact" or value}
 
     def sampling(self, **changes: Any) -> dict[str, Any]:
         """Keyword arguments for `sampler.sample`."""
@@ -37,7 +42,7 @@ class Settings(NamedTuple):
             "num_inference_steps": kept.num_inference_steps,
             "height": kept.image_size,
             "width": kept.image_size,
-            "batch_size": kept.batch_size,
+            "batch_size": 1 if kept.exact else kept.batch_size,
             "max_sequence_length": kept.max_sequence_length,
             "shift": kept.shift,
         }
@@ -122,11 +127,18 @@ class SamplingParameters(PromptParameters):
     shift: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)  # of the noise schedule; None: the model's own
     max_sequence_length: int = Field(1, ge=0, le=512)
     batch_size: int = Field(64, ge=1, le=4096)
+    exact: bool = False
+    cluster: Literal["local", "ray"] = Field("local", exclude=True)  # where images are made decides nothing of them
 
     def settings(self) -> Settings:
         """What the sampler needs to know beside the trajectories."""
         return Settings(
-            self.num_inference_steps, self.image_size, self.batch_size, self.max_sequence_length, self.shift
+            self.num_inference_steps,
+            self.image_size,
+            self.batch_size,
+            self.max_sequence_length,
+            self.shift,
+            self.exact,
         )
 
     def _check_steps(self, *names: str) -> None:
