@@ -79,10 +79,11 @@ class Blend:
         Raises:
             TypeError, ValueError: if `as_json` cannot have made these values.
         """
-        lists = isinstance(values, dict) and [values.get("prompts"), values.get("weights")]
-        if not lists or len(values) != 2 or not all(isinstance(found, list) for found in lists):
+        told = values if isinstance(values, dict) and len(values) == 2 else {}
+        prompts, weights = told.get("prompts"), told.get("weights")
+        if not isinstance(prompts, list) or not isinstance(weights, list):
             raise ValueError(f"a blend must have lists of prompts and weights, got {reprlib.repr(values)}")
-        return Blend(*map(tuple, lists))
+        return Blend(tuple(prompts), tuple(weights))
 
 
 Prompt: TypeAlias = str | Blend  # what steers a segment

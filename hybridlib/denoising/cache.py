@@ -50,6 +50,9 @@ class Report(NamedTuple):
 class PrefixCache:
     """Prefixes in a folder, found by what made them; see `prefixes` for what that is and how files are kept.
 
+        cache = PrefixCache("outputs/prefixes", max_bytes=1 << 30)
+        images = cache.sample(pipe, paths, max_sequence_length=1).images()
+
     Args:
         folder: made when the first prefix is stored. Any number of processes may use it at once.
         max_bytes: of all its prefixes together; those used longest ago leave first.
@@ -72,7 +75,7 @@ class PrefixCache:
     def report(self) -> Report:
         """See `Report`."""
         sizes = [file.size for file in self.files.all()]
-        return Report(*self._counts, len(sizes), sum(sizes))
+        return Report._make([*self._counts, len(sizes), sum(sizes)])
 
     def sample(
         self,
