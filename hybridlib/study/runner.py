@@ -107,7 +107,7 @@ def generate(
     context = _context(pipeline, settings, models, denoisers)
     cost = Cost.total(tree.cost for tree in trees)
     seconds = 0.0
-    lock = contextlib.nullcontext() if shared else locked(folder / LOCK)
+    lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext() if shared else locked(folder / LOCK)
     with lock, progress_bar(cost.tree, "generate", progress) as bar:
         for shard, tree in zip(shards, trees, strict=True):
             rows = [[path, t.as_json()] for path, t in zip(shard["path"], shard["trajectory"], strict=True)]
