@@ -82,6 +82,7 @@ bench: env  ## both sides of every speed or size claim, in one run each
 	$(RUN) benchmarks/study01.py
 	$(RUN) benchmarks/metrics.py
 	$(RUN) benchmarks/codecs.py
+	$(RUN) benchmarks/seal.py
 	$(RUN) benchmarks/explorer.py
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/scheduling.py
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/assignment.py

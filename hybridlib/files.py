@@ -6,10 +6,12 @@ Tables and arrays that are written here carry a checksum of all their bytes, ima
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -23,6 +25,7 @@ import yaml
 from .trust import InvalidInput, reason
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
     from PIL.Image import Image
 
 LARGEST_IMAGE = 1 << 26  # pixels: 8,192 x 8,192
@@ -210,7 +213,7 @@ def read_array(path: Path) -> np.ndarray | None:
     if hashlib.sha256(data[:-_SHA]).digest() != data[-_SHA:]:
         return None
     try:
-        array: np.ndarray = np.load(BytesIO(data[:-_SHA]), allow_pickle=False)
+        array: np.ndarray = np.lib.format.read_array(BytesIO(data[:-_SHA]), allow_pickle=False)  # no zip files
     except Exception:  # not ours, though its checksum is right
         return None
     return array
@@ -285,8 +288,18 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         BlockingIOError: one sentence, if another process holds it and `wait` is False.
         OSError: naming the folder, if nothing can be written there.
     """
+    lock = _acquired(path, wait)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquired(path: Path, wait: bool) -> BaseFileLock | None:
     from filelock import FileLock, Timeout
 
+    here = f"another run is writing to {path.parent}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, is_singleton=True, thread_local=False)
@@ -294,19 +307,17 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             if not wait:
-                raise BlockingIOError(
-                    f"another run is writing to {path.parent}; wait until it ends, or give this one another profile"
-                ) from None
-            print(f"another run is writing to {path.parent}; waiting until it ends", file=sys.stderr, flush=True)
+                raise BlockingIOError(f"{here}; wait until it ends, or give this one another profile") from None
+            print(f"{here}; waiting until it ends", file=sys.stderr, flush=True)
             lock.acquire()
     except BlockingIOError:
         raise
     except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):  # some file systems of clusters
+            warnings.warn(f"{path.parent} lies where there are no locks: let no other run write there", stacklevel=4)
+            return None
         raise OSError(error.errno, f"cannot be written: {error.strerror or reason(error)}", str(path.parent)) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return lock
 
 
 def check_inside(paths: pd.Series) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as parquet
@@ -298,4 +299,13 @@ def test_who_waits_is_told(tmp_path, holder, capsys):
 
 def test_a_lock_may_be_held_twice_by_one_process(tmp_path):
     with locked(tmp_path / ".lock"), locked(tmp_path / ".lock", wait=False):
+        pass
+
+
+def test_where_there_are_no_locks_a_run_goes_on_after_a_warning(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.warns(UserWarning, match="lies where there are no locks"), locked(tmp_path / ".lock"):
         pass

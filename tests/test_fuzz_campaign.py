@@ -65,7 +65,7 @@ def name_without_checks(file):
     [
         ("messages", message_without_checks, {"foreign"}),
         ("states", load_file, {"foreign"}),
-        ("01_figures", parameters_without_checks, {"foreign", "wrong"}),
+        ("01_figures", parameters_without_checks, {"foreign"}),
         ("prompt sets", prompts_without_checks, {"foreign", "wrong"}),
         ("image names", name_without_checks, {"outside", "wrong"}),
         ("tables", lambda file: pd.read_parquet(file), {"foreign"}),

@@ -33,6 +33,7 @@ CALLS = {
     "torch.hub.load_state_dict_from_url": "weights_only=True",
     "np.load": "allow_pickle=False",
     "numpy.load": "allow_pickle=False",
+    "np.lib.format.read_array": "allow_pickle=False",
     "pd.read_pickle": None,
     "pandas.read_pickle": None,
     "yaml.load": "_PlainLoader",

@@ -117,7 +117,7 @@ def generate(
     recipe = recipe_of(pipeline, models) if cluster == "ray" else None
     context = _context(pipeline, settings, models, denoisers)
     seconds = []
-    lock = contextlib.nullcontext() if shared else locked(folder / LOCK)
+    lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext() if shared else locked(folder / LOCK)
     with lock, progress_bar(cost.tree, "generate", progress) as bar:
 
         def unfinished() -> Iterator[Shard]:

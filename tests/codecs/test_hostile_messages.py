@@ -16,6 +16,7 @@ from PIL import Image
 
 from hybridlib.codecs import Adaptive, DecimalRounding, Message, MinMax, Raw, decode
 from hybridlib.codecs.message import LARGEST_ROW
+from hybridlib.trust import InvalidInput
 
 CODECS = [
     Raw("float16"),
@@ -55,7 +56,7 @@ def outcome(data):
     """Latents as the header tells them, or a sentence of ours; anything else fails."""
     try:
         latents = decode([data])
-    except ValueError as error:
+    except InvalidInput as error:
         if not str(error).startswith(SENTENCES):
             raise AssertionError(f"{error!r} is no sentence of ours") from error
         return None

@@ -16,6 +16,7 @@ from hybridlib.denoising import state as state_module
 from hybridlib.denoising.sampler import sample
 from hybridlib.denoising.state import DenoiseState
 from hybridlib.denoising.trajectory import Segment, Trajectory
+from hybridlib.trust import InvalidInput
 
 STEPS, SWITCH = 6, 3
 OPTIONS = {"max_sequence_length": 12, "progress": False, "num_inference_steps": STEPS}
@@ -100,7 +101,7 @@ def test_any_content_is_a_state_or_one_sentence(unipc):
             told = altered(rng, state)
         try:
             found = DenoiseState.from_bytes(sealed(json.dumps(told), mine))
-        except ValueError as error:
+        except InvalidInput as error:
             if not str(error).startswith("state holds no state"):
                 raise AssertionError(f"{error!r} is no sentence of ours") from error
             continue
@@ -119,7 +120,7 @@ def test_any_content_is_a_state_or_one_sentence(unipc):
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", '{"step": ' + "9" * 5000 + "}"])
 def test_metadata_that_is_no_json_object_is_refused(unipc, text):
     _, tensors = parts(unipc)
-    with pytest.raises(ValueError, match="state holds no state that can be gone on with"):
+    with pytest.raises(InvalidInput, match="state holds no state that can be gone on with"):
         DenoiseState.from_bytes(sealed(text, tensors))
 
 
@@ -133,7 +134,7 @@ def test_headers_of_any_kind_are_refused(unipc):
     for _ in range(500):
         header, old = data[8:end], rng.choice([b'"F32"', b'"I64"', b"[1,4,8,8]", b'"sha256"', b'"format"', b'"state"'])
         header = header.replace(old, rng.choice(words), rng.randrange(1, 3))
-        with pytest.raises(ValueError, match="^state (is truncated|has format|holds no state|was altered)"):
+        with pytest.raises(InvalidInput, match="^state (is truncated|has format|holds no state|was altered)"):
             DenoiseState.from_bytes(len(header).to_bytes(8, "little") + header + data[end:])
 
 
