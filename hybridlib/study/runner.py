@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from ..denoising.denoisers import GuidedDenoiser
     from ..denoising.hybrid_call import HybridPipeline
+    from ..denoising.trajectory import Conditioning
     from ..metrics import Metric
     from .parameters import SamplingParameters, Settings
 
@@ -89,20 +90,13 @@ def generate(
         raise ValueError(f"cluster must be one of {CLUSTERS}, got {cluster!r}")
     models = models or Models()
     denoisers = collect(denoiser_of(pipeline), models.denoisers)
-    costs = []
-    for rows in shards_of(table):  # trees are not kept: together they are larger than the table
-        tree = Tree(list(rows["trajectory"]), nfe=nfe_of(denoisers))
-        if tree.stop > settings.num_inference_steps:
-            raise ValueError(
-                f"a trajectory stops at {tree.stop}, beyond num_inference_steps={settings.num_inference_steps}"
-            )
-        costs.append(tree.cost)
+    costs = _costs(table, nfe_of(denoisers), settings)
     cost = Cost.total(costs)
     if settings.exact:
         check_exact(pipeline, settings, models)
     recipe = recipe_of(pipeline, models) if cluster == "ray" else None
     context = _context(pipeline, settings, models, denoisers)
-    seconds = []
+    seconds: list[float] = []
     with progress_bar(cost.tree, "generate", progress) as bar:
 
         def unfinished() -> Iterator[Shard]:
@@ -135,6 +129,19 @@ def shards_of(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
         keys = pd.Series([numbers.setdefault(root, len(numbers)) for root in roots], index=table.index)
     for _, rows in table.groupby(keys, sort=False):
         yield rows
+
+
+def _costs(table: pd.DataFrame, nfe: Callable[[str, Conditioning], int], settings: Settings) -> list[Cost]:
+    """What each shard costs. Trees are not kept: together they are larger than the table."""
+    costs = []
+    for rows in shards_of(table):
+        tree = Tree(list(rows["trajectory"]), nfe=nfe)
+        if tree.stop > settings.num_inference_steps:
+            raise ValueError(
+                f"a trajectory stops at {tree.stop}, beyond num_inference_steps={settings.num_inference_steps}"
+            )
+        costs.append(tree.cost)
+    return costs
 
 
 def _shard(rows: pd.DataFrame, folder: Path, context: list[Any], nfe: int) -> Shard:
