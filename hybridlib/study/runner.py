@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ..denoising.denoisers import GuidedDenoiser
     from ..denoising.hybrid_call import HybridPipeline
+    from ..denoising.trajectory import Conditioning
     from ..metrics import Metric
     from .parameters import SamplingParameters, Settings
 
@@ -103,12 +104,7 @@ def generate(
     costs, trees, planned = list[Cost](), list[Tree](), follows_plan(denoisers)
     if planned and cluster == "ray":
         raise ValueError("cluster = 'ray': workers load models whole; a memory plan works with cluster = 'local'")
-    for rows in shards_of(table):
-        tree = Tree(list(rows["trajectory"]), nfe=nfe_of(denoisers))
-        if tree.stop > settings.num_inference_steps:
-            raise ValueError(
-                f"a trajectory stops at {tree.stop}, beyond num_inference_steps={settings.num_inference_steps}"
-            )
+    for tree in _trees(table, nfe_of(denoisers), settings):
         costs.append(tree.cost)
         trees += [tree] * planned  # else not kept: together they are larger than the table
     cost = Cost.total(costs)
@@ -116,7 +112,7 @@ def generate(
         check_exact(pipeline, settings, models)
     recipe = recipe_of(pipeline, models) if cluster == "ray" else None
     context = _context(pipeline, settings, models, denoisers)
-    seconds = []
+    seconds: list[float] = []
     lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext() if shared else locked(folder / LOCK)
     with lock, progress_bar(cost.tree, "generate", progress) as bar:
 
@@ -152,6 +148,17 @@ def shards_of(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
         keys = pd.Series([numbers.setdefault(root, len(numbers)) for root in roots], index=table.index)
     for _, rows in table.groupby(keys, sort=False):
         yield rows
+
+
+def _trees(table: pd.DataFrame, nfe: Callable[[str, Conditioning], int], settings: Settings) -> Iterator[Tree]:
+    """The tree of each shard, checked."""
+    for rows in shards_of(table):
+        tree = Tree(list(rows["trajectory"]), nfe=nfe)
+        if tree.stop > settings.num_inference_steps:
+            raise ValueError(
+                f"a trajectory stops at {tree.stop}, beyond num_inference_steps={settings.num_inference_steps}"
+            )
+        yield tree
 
 
 def _shard(rows: pd.DataFrame, folder: Path, context: list[Any], nfe: int) -> Shard:
