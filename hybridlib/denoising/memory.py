@@ -1,8 +1,8 @@
 """Memory plans: where the parts of a pipeline are while it works, told before anything is loaded, and followed.
 
 A pipeline that follows a plan encodes the prompts of a tree, or of a whole study, before the first step (`texts`), and
-keeps what they are encoded to in host memory. So the largest text encoder, T5, need not be on the device as a whole:
-its layers pass through, once for many prompts.
+keeps what they are encoded to in host memory. So text encoders need not be on the device as a whole: their layers pass
+through, once for many prompts.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .trajectory import check_type
 
 PLACEMENTS = {
     "resident": "all parts stay on the device",
-    "stream text": "the layers of T5 pass through the device, once for many prompts; all else stays there",
+    "stream text": "the layers of text encoders pass through the device, once for many prompts; all else stays there",
     "model": "one part at a time is on the device (model offload of diffusers)",
-    "stream": "the layers of text encoders and denoiser pass through the device at every forward; the VAE stays",
+    "stream": "the layers of the denoiser pass through, too, at every forward; the VAE stays",
 }
 LADDER = ("resident", "stream text", "stream")  # that a budget is tried on, fastest first
 BATCHES = (64, 32, 16, 8, 4, 2, 1)
@@ -51,34 +51,44 @@ class MemoryPlan:
     free_text_encoders: bool = False  # `study.runner.generate` drops them once all prompts of its table are encoded
 
     @property
+    def streamed(self) -> list[str]:
+        """The parts whose layers pass through the device. A quantised T5 stays."""
+        if not self.placement.startswith("stream"):
+            return []
+        parts = [name for name in self.needs.weights if name.startswith("text_encoder") or self.placement == "stream"]
+        return [name for name in parts if name != "vae" and (self.t5 == "full" or name != self.needs.t5)]
+
+    @property
     def on_device(self) -> int:
-        """Bytes of weights that are on the device at one time, at the most."""
-        weights, text = self.needs.weights, self.needs.t5
-        if self.placement == "resident":
-            return sum(weights.values())
-        if self.placement == "stream text":
-            return sum(size for name, size in weights.items() if name != text) + self.needs.largest_layer
-        if self.placement == "stream":
-            return weights["vae"] + self.needs.largest_layer
-        encoders = sorted(size for name, size in weights.items() if name.startswith("text_encoder"))
-        return max(sum(encoders[-2:]), weights["transformer"], weights["vae"])  # the last encoder stays for the others
+        """Bytes of weights that stay on the device; under "model" of the largest that are there at one time."""
+        weights = self.needs.weights
+        if self.placement != "model":
+            return sum(size for name, size in weights.items() if name not in self.streamed)
+        return max(self._encoders_at_once, weights["transformer"], weights["vae"])
+
+    @property
+    def _encoders_at_once(self) -> int:
+        """Under "model": the last text encoder is still there while the others read the next prompt."""
+        sizes = sorted(size for name, size in self.needs.weights.items() if name.startswith("text_encoder"))
+        return sum(sizes[-2:])
 
     @property
     def peak(self) -> int:
-        """Bytes on the device at the most; an estimate, since activations are."""
-        return self.on_device + max(
-            self.batch_size * self.needs.evaluation, self.decode_batch_size * self.needs.decoding
-        )
+        """Bytes on the device at the most, while it encodes, evaluates or decodes; an estimate, as activations are."""
+        needs, passing = self.needs, self.needs.largest_layer
+        evaluating, decoding = self.batch_size * needs.evaluation, self.decode_batch_size * needs.decoding
+        if self.placement == "model":
+            return max(
+                self._encoders_at_once, needs.weights["transformer"] + evaluating, needs.weights["vae"] + decoding
+            )
+        evaluating += passing if self.placement == "stream" else 0
+        return self.on_device + max(passing if self.streamed else 0, evaluating, decoding)
 
     @property
     def in_host_memory(self) -> int:
         """Bytes of weights that wait in host memory."""
         weights = self.needs.weights
-        if self.placement == "resident":
-            return 0
-        if self.placement == "stream text":
-            return weights.get(self.needs.t5 or "", 0)
-        return sum(weights.values()) - (weights["vae"] if self.placement == "stream" else 0)
+        return sum(weights[name] for name in (weights if self.placement == "model" else self.streamed))
 
     @property
     def is_exact(self) -> bool:
@@ -150,16 +160,13 @@ def make_plan(
         size, needs = published_needs(name, dtype, image_size, t5)
     else:
         size, needs = needs_of(blueprint(name), dtype, image_size, t5)
-    streams_text = needs.t5 is not None and t5 == "full"
-    if placement == "stream text" and not streams_text:
-        raise ValueError(f"placement 'stream text' is for T5 in full; {name!r} has none, or t5 is {t5!r}")
     batches = [n for n in {batch_size: 0} | dict.fromkeys(BATCHES) if n <= batch_size]
     budget = float("inf") if budget_gb is None else budget_gb * _GB
 
     def made(rung: str, rows: int, images: int) -> MemoryPlan:
         return MemoryPlan(name, size, dtype, rung, t5, rows, images, needs, vae_tiling, free_text_encoders)
 
-    rungs = [placement] if placement else [rung for rung in LADDER if rung != "stream text" or streams_text]
+    rungs = [placement] if placement else list(LADDER)
     for rung in rungs:
         for rows in batches:
             if rows < 2 <= batch_size and rung != rungs[-1]:  # a guided image should be one forward
@@ -206,7 +213,7 @@ def place(pipeline: Any, placement: str, device: torch.device) -> None:
         pipeline.enable_model_cpu_offload(device=device)
     else:
         stays = [name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)]
-        streamed = [n for n in stays if n != "vae" and (placement == "stream" or n == t5_of(pipeline))]
+        streamed = [n for n in stays if n.startswith("text_encoder") or (placement == "stream" and n != "vae")]
         streamed = [n for n in streamed if not getattr(getattr(pipeline, n), "is_quantized", False)]
         pipeline.enable_group_offload(
             device,
@@ -214,12 +221,6 @@ def place(pipeline: Any, placement: str, device: torch.device) -> None:
             use_stream=device.type == "cuda",  # from pinned memory, while the layer before computes
             exclude_modules=[name for name in stays if name not in streamed],
         )
-
-
-def t5_of(pipeline: Any) -> str | None:
-    """The name of the T5 text encoder of a pipeline."""
-    parts = pipeline.components.items()
-    return next((name for name, part in parts if type(part).__name__ == "T5EncoderModel"), None)
 
 
 def t5_options(name: str, t5: str) -> dict[str, Any]:

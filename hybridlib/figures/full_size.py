@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def memory_bars(table: pd.DataFrame, lines_gb: Sequence[float] = (), title: str = "") -> Figure:
-    """Weights and activations on the device, stacked, a panel a model and a bar a plan.
+    """Weights that stay on the device and what comes on top, stacked, a panel a model and a bar a plan.
 
     Args:
         table: model, plan, weights_gb, activations_gb.
@@ -34,7 +34,7 @@ def memory_bars(table: pd.DataFrame, lines_gb: Sequence[float] = (), title: str 
             bottom=part["weights_gb"],
             color=PERSONAL,
             width=0.62,
-            label="activations (estimated)",
+            label="activations, passing layers (estimated)",
         )
         for size in lines_gb:
             ax.axhline(size, color="#9aa1a9", linewidth=0.8, linestyle=":", zorder=0)

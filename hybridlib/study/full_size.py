@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -48,11 +49,12 @@ def plans(names: Sequence[str], budgets_gb: Sequence[float], t5: str = "full") -
 
 
 def placements(names: Sequence[str]) -> pd.DataFrame:
-    """One row a model and placement with a guided image in a forward: weights, activations and host memory in GB."""
+    """One row a model and placement with one guided image a forward, in GB: weights, what comes on top, host memory."""
     rows = []
     for name in names:
         for placement in memory.PLACEMENTS:
             plan = memory.make_plan(name, placement=placement, dtype=DTYPE, batch_size=2)
-            activations = max(2 * plan.needs.evaluation, plan.needs.decoding)
-            rows.append((name, placement, plan.on_device / 1e9, activations / 1e9, plan.in_host_memory / 1e9))
+            plan = replace(plan, decode_batch_size=1)
+            sizes = (plan.on_device / 1e9, (plan.peak - plan.on_device) / 1e9, plan.in_host_memory / 1e9)
+            rows.append((name, placement, *sizes))
     return pd.DataFrame(rows, columns=["model", "plan", "weights_gb", "activations_gb", "host_gb"])

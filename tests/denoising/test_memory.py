@@ -84,7 +84,7 @@ def test_sd3_medium_fits_where_it_should():
     assert (plan.placement, plan.is_exact) == ("stream text", True)
     assert plan.batch_size >= 2
     assert plan.peak <= 8e9
-    assert plan.on_device + plan.in_host_memory >= sum(plan.needs.weights.values())
+    assert plan.on_device + plan.in_host_memory == sum(plan.needs.weights.values())
     assert models.plan("stabilityai/stable-diffusion-3-medium-diffusers").on_device > 15e9
     assert "weights (GB, counted): text_encoder 0.25" in str(plan)
     assert "activations (estimates)" in str(plan)
@@ -144,7 +144,7 @@ def _known_needs(monkeypatch):
         (None, "resident", 64, 16),
         (30, "resident", 64, 8),
         (16, "resident", 8, 1),
-        (8, "stream text", 8, 2),
+        (8, "stream text", 16, 2),
         (2, "stream", 4, 1),
     ],
 )
@@ -152,8 +152,8 @@ def test_the_fastest_plan_that_fits(budget, placement, batch, decoded):
     plan = memory.make_plan("sd3-medium", budget)
     assert (plan.placement, plan.batch_size, plan.decode_batch_size) == (placement, batch, decoded)
     assert budget is None or plan.peak <= budget * 1e9
-    weights = {"resident": 14.25, "stream text": 5.75, "stream": 0.5}
-    assert plan.on_device / 1e9 == pytest.approx(weights[placement])
+    weights = {"resident": 14.25, "stream text": 4.0, "stream": 0.0}
+    assert plan.on_device / 1e9 == pytest.approx(weights[placement], abs=1e-6)
 
 
 @pytest.mark.usefixtures("_known_needs")
@@ -161,14 +161,13 @@ def test_the_fastest_plan_that_fits(budget, placement, batch, decoded):
     ("options", "message"),
     [
         (
-            {"budget_gb": 1},
-            r"the least that 'sd3-medium' needs at 1024 pixels in bfloat16 is about 1.5 GB",
+            {"budget_gb": 0.9},
+            r"the least that 'sd3-medium' needs at 1024 pixels in bfloat16 is about 1.0 GB",
         ),
         ({"budget_gb": 0}, "budget_gb must be above 0"),
         ({"placement": "streams"}, "no placement 'streams'; did you mean 'stream'"),
         ({"t5": "2bit"}, "no kind of t5 '2bit'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"placement": "stream text", "t5": "8bit"}, "placement 'stream text' is for T5 in full"),
         ({"name": "sd3-mediun"}, "no pipeline .* 'sd3-mediun'; did you mean 'sd3-medium'"),
     ],
 )
@@ -316,10 +315,8 @@ def call(pipeline):
 
 def test_speed_options_change_nothing_but_rounding():
     pipeline = apply_speed(random_sd3(), ["channels_last"])
-    made, expected = (
-        pipe("a ring", num_inference_steps=2, output_type="np").images for pipe in (pipeline, random_sd3())
-    )
-    assert abs(made - expected).max() < DRIFT
+    made, expected = call(pipeline), call(random_sd3())
+    assert abs(made - expected).max() < 1e-5
     with pytest.warns(UserWarning, match="no accelerator: speed 'compile' is left out"):
         apply_speed(pipeline, ["compile"])
     with pytest.raises(ValueError, match="no speed option 'compiled'; did you mean 'compile'"):
