@@ -10,7 +10,7 @@ from hybridlib.hybrid import planning
 from hybridlib.hybrid.sharing.planner import MINI_SHIFT
 
 STEPS = 28
-EVEN = np.linspace(1, 1 / STEPS, STEPS)
+EVEN = np.linspace(1, 1 / 1000, STEPS)
 SIGMAS = MINI_SHIFT * EVEN / (1 + (MINI_SHIFT - 1) * EVEN)  # SD3's rule of a shift, written out
 TRUTH = np.array([1.0, 0.0, 0.6, 1.0, 1.0, 1.5])  # U, c0, c1, k, a0, a1: similarity helps
 PROMPTS = [

@@ -149,12 +149,17 @@ class QualitySurface:
         return Plan(int(steps[safe]), float(expected.mean[safe]), float(expected.low[safe]), int(steps[estimate]))
 
 
-def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0, model: str = "") -> QualitySurface:
+def fit_surface(
+    *cubes: Cube, rounds: int = 200, seed: int = 0, model: str = "", by_spread: bool = False
+) -> QualitySurface:
     """Fit one surface to every cell off the diagonal, by least squares; replicates redraw the prompts.
 
     Args:
         cubes: one, or several of one prompt list under several schedules; quality on one scale (`Cube.retained`).
         model: identity of the denoiser that made the images, where a plan must not be run with another one.
+        by_spread: fit a second time, each cell weighted by the inverse variance of the first residuals at its handover.
+            Early handovers, at which single prompts scatter little, then count most: it is there that plans of a high
+            floor are made, and plain least squares, which late handovers rule, misjudges what similarity does there.
 
     Raises:
         ValueError: if a cube lacks its noise levels, or quality rises as more is shared: then lower scores are better
@@ -162,6 +167,9 @@ def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0, model: str = "")
     """
     x, m, q, public, personal = _pooled(cubes)
     best = _fit_surface(x, m, q)
+    certainty = _certainty(x, q - _surface((x, m), *best)) if by_spread else np.ones(len(x))
+    if by_spread:
+        best = _fit_surface(x, m, q, certainty, best)
     ends = _surface((np.array([x.min(), x.max()]), np.full(2, m.mean())), *best)
     if ends[1] >= ends[0]:
         raise ValueError(
@@ -170,7 +178,7 @@ def fit_surface(*cubes: Cube, rounds: int = 200, seed: int = 0, model: str = "")
         )
     replicates = []
     for draw in resamples(len(cubes[0].similarity), rounds, seed):
-        weights = draw[public] * draw[personal]
+        weights = draw[public] * draw[personal] * certainty
         if np.unique(m[weights > 0]).size > 3:
             replicates.append(_fit_surface(x, m, q, weights, best))
     residuals = q - _surface((x, m), *best)
@@ -213,6 +221,13 @@ def _spread(x: Array, residuals: Array) -> Spread:
     shares = np.linspace(0.01, 0.99, 99)
     places, index = np.unique(x, return_inverse=True)
     return Spread(places, shares, np.array([np.quantile(residuals[index == i], shares) for i in range(len(places))]))
+
+
+def _certainty(x: Array, residuals: Array, largest: float = 1000.0) -> Array:
+    """Inverse variance at each handover, from 1; at most `largest`, as at step 0 nothing scatters at all."""
+    index = np.unique(x, return_inverse=True)[1]
+    variance = np.bincount(index, residuals**2) / np.bincount(index)
+    return (variance.max() / np.maximum(variance, variance.max() / largest))[index]
 
 
 def _last_kept(kept: NDArray[np.bool_]) -> int:

@@ -69,6 +69,26 @@ def test_surface_recovers_what_made_the_data():
     assert len(repr(noisy)) < 100
 
 
+def test_weights_by_spread_find_the_early_losses():
+    """Scatter that grows with the step, and a late floor that is no line in similarity, which the surface cannot show.
+
+    Plain least squares bends the early part to mend the late one; weighted by the spread the early part is right.
+    """
+    table = scores_of(noise=0.0, spread=0.0)
+    late = 1 / (1 + np.exp(-2 * (hiqm.log_snr(table["sigma"]) - 2.5)))
+    scatter = np.random.default_rng(1).standard_normal(len(table)) * (0.002 + 0.2 * late)
+    table["clip"] += scatter + 1.5 * late * (table["similarity"] - 0.5) ** 2
+    levels, m = STEPS_28.noise_levels()[3:9, None], np.array([[0.25, 0.5, 0.75]])
+    cube = hiqm.cube(table, "a")
+    errors = {
+        weighted: np.abs(planning.fit_surface(cube, rounds=0, by_spread=weighted)(levels, m) - truth(levels, m)).max()
+        for weighted in (False, True)
+    }
+    assert errors[True] < 0.5 * errors[False]
+    exact = planning.fit_surface(cube_of(noise=0.0, spread=0.0), rounds=2, by_spread=True)
+    np.testing.assert_allclose(exact.parameters, TRUTH, rtol=1e-5)
+
+
 def test_one_surface_serves_several_schedules():
     cubes = [cube_of(Schedule(*s), noise=0.0, spread=0.0) for s in ((28, 3.0, "euler"), (14, 0.35, "dpm-solver++"))]
     np.testing.assert_allclose(planning.fit_surface(*cubes, rounds=0).parameters, TRUTH, rtol=1e-5)

@@ -208,7 +208,7 @@ def test_a_budget_buys_the_highest_floor(number):
         assert plan.nfe <= part * alone
     # a floor a little above what the budget bought costs more than the budget
     assert planned(PROMPTS[:number], kept[1] + 0.02).nfe > 0.8 * alone
-    with pytest.raises(ValueError, match="budget must be at least .* NFE, what the cheapest tree takes, got 3"):
+    with pytest.raises(ValueError, match="budget must be at least .* NFE, which the cheapest tree takes, got 3"):
         planned(budget=3)
 
 

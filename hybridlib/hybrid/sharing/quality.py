@@ -137,4 +137,4 @@ def shipped_surface(
     scores = results.load(SHIPPED)
     model = json.loads((RESULTS / f"{SHIPPED}.json").read_text(encoding="utf-8"))["model"]
     shared, alone = (hiqm.cube(scores, variant) for variant in (_VARIANTS[scales], "woSIM"))
-    return fit_surface(shared.retained(alone), rounds=rounds, model=model)
+    return fit_surface(shared.retained(alone), rounds=rounds, model=model, by_spread=True)

@@ -74,7 +74,8 @@ def measured_surface(
     scores, _ = runner.run(table, pipeline, folder, parameters, [metric])
     shared, alone = (hiqm.cube(scores, variant, metric.name) for variant in ("wSIM", "woSIM"))
     model = denoiser_of(pipeline).identity
-    return fit_surface(shared.retained(alone), rounds=parameters.bootstrap_rounds, model=model)
+    retained = shared.retained(alone)
+    return fit_surface(retained, rounds=parameters.bootstrap_rounds, model=model, by_spread=True)
 
 
 # --- the plans
@@ -157,7 +158,7 @@ def run(
     table = pd.concat(grids_of, ignore_index=True)
     lengths = table["trajectory"].map(lambda way: way.stop)
     tables = []
-    for steps, part in table.groupby(lengths, sort=True):
+    for steps, part in reversed(list(table.groupby(lengths, sort=True))):  # the whole schedule first
         own = parameters.model_copy(update={"num_inference_steps": int(steps)})
         scores, _ = runner.run(part.reset_index(drop=True), pipeline, folder, own, metrics, f"scores_{steps}_steps")
         tables.append(scores)
