@@ -278,6 +278,7 @@ def crossed():
 
 
 @pytest.mark.parametrize("solver", ["euler", "dpm-solver++"])
+@pytest.mark.slow
 def test_rows_do_not_depend_on_their_order_or_company(tiny, monkeypatch, solver):
     from hybridlib.denoising.solvers import solver_of
 
