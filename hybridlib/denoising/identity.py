@@ -17,8 +17,11 @@ def model_identity(model: Any) -> str:
 def text_identity(pipeline: Any) -> str:
     """A short fingerprint of what turns prompts into embeddings in a diffusers pipeline: text encoders, tokenizers.
 
-    Two pipelines of one network differ in it where one of them was loaded without T5, say.
+    Two pipelines of one network differ in it where one of them was loaded without T5, say. A pipeline whose text
+    encoders were dropped remembers it.
     """
+    if (known := getattr(pipeline, "dropped_text_identity", None)) is not None:
+        return known
     digest = hashlib.sha256(str(pipeline.config.get("force_zeros_for_empty_prompt")).encode())
     for name, part in sorted(pipeline.components.items()):
         if part is None or not name.startswith(("text_encoder", "tokenizer")):

@@ -109,7 +109,7 @@ class Setup:
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 64,
-        max_sequence_length: int = 256,
+        max_sequence_length: int | None = None,
     ) -> Setup:
         """What the arguments of `sample` ask for; raises as it does."""
         stop = Tree(trajectories).stop

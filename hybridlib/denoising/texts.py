@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .blend import Blend, Prompt, mean_embeddings, texts_of
+from .identity import text_identity
 from .tree import Tree
 
 AHEAD = 1024  # texts that are encoded together before a study goes on; fewer than denoisers keep
@@ -94,6 +95,7 @@ class EncodesTexts(ABC):
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders of the pipeline for good: only texts that are encoded can be asked for from now on."""
+        self.pipeline.dropped_text_identity = text_identity(self.pipeline)
         for name in [name for name in self.pipeline.components if name.startswith("text_encoder")]:
             setattr(self.pipeline, name, None)
         self.pipeline.text_encoders_freed = True

@@ -15,6 +15,7 @@ from hybridlib.denoising import memory, models
 from hybridlib.denoising.blueprints import BLUEPRINTS, HUB, blueprint, network, random_pipeline
 from hybridlib.denoising.costs import parameters
 from hybridlib.denoising.footprint import Needs, live_peak, needs_of, quantised_bytes, weight_bytes
+from hybridlib.denoising.identity import text_identity
 from hybridlib.denoising.sampler import sample
 from hybridlib.denoising.speed import apply_speed
 from hybridlib.denoising.trajectory import Trajectory
@@ -250,6 +251,7 @@ def test_a_study_encodes_all_its_prompts_and_drops_the_encoders(tmp_path, monkey
     generate(table, pipeline, tmp_path / "freed", settings, progress=False)
     assert sorted(asked) == ["", *sorted(texts)]
     assert pipeline.text_encoder is pipeline.text_encoder_2 is pipeline.text_encoder_3 is None
+    assert text_identity(pipeline) == text_identity(random_sd3(with_t5=True)) != text_identity(random_sd3())
     for path in table["path"]:
         made, expected = (np.asarray(read_image(tmp_path / kind / path), int) for kind in ("freed", "resident"))
         assert abs(made - expected).max() <= 1  # a grey value, where kernels round by where tensors lie
