@@ -229,12 +229,13 @@ class HybridPanel:
             return
         self.picture, self.message.value = picture, ""
         self.tree.value = svg(picture, with_frames=False)
-        self.facts.value = pieces.cards(_facts(picture))
+        self.facts.value = pieces.cards(_facts(picture, with_score=False))
 
     def _show_frames(self) -> None:
-        """Frames on the branches, and the snippet."""
+        """Frames on the branches, scores, and the snippet."""
         if self.picture is not None:
             self.tree.value = svg(self.picture)
+            self.facts.value = pieces.cards(_facts(self.picture))
             self.code.value = pieces.code(snippet(self.picture.controls, self.model, self.session))
 
     def _announce_curves(self) -> None:
@@ -262,7 +263,7 @@ class HybridPanel:
         self._show_curves()
 
 
-def _facts(picture: Picture) -> list[tuple[str, str, float | None]]:
+def _facts(picture: Picture, with_score: bool = True) -> list[tuple[str, str, float | None]]:
     tree, alone = picture.cost.tree, picture.cost.one_at_a_time
     facts: list[tuple[str, str, float | None]] = [
         (f"{tree} NFE", f"denoiser evaluations; {alone} one user at a time: {1 - tree / alone:.0%} saved", tree / alone)
@@ -276,7 +277,8 @@ def _facts(picture: Picture) -> list[tuple[str, str, float | None]]:
         facts.append(
             (f"{message:,} bytes", f"message to each user; 16-bit floats take {half:,}", min(1, message / half))
         )
-    if picture.clip is not None:
-        facts.append((f"{np.mean(picture.clip):.2f}", "mean CLIP alignment of image and prompt (mini-clip)", None))
+    if picture.scorer is not None:
+        score = f"{np.mean(picture.clip):.2f}" if with_score else "…"
+        facts.append((score, "mean CLIP alignment of image and prompt (mini-clip)", None))
     facts.append((f"{picture.seconds:.2f} s", f"to draw, with {picture.computed} new NFE", None))
     return facts

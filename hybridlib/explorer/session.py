@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -87,7 +88,6 @@ class Picture:
 
     controls: Controls
     images: list[Image]
-    clip: np.ndarray | None  # cosine of each image with its personal prompt; None where there is no CLIP model
     cost: Cost
     link: Link
     sigmas: np.ndarray  # (num_inference_steps + 1,) noise levels
@@ -95,7 +95,13 @@ class Picture:
     seconds: float
     personal: Samples
     prefix: Prefix | None  # None at common step 0
+    scorer: ClipAlignment | None
     _frames: dict[int, list[Image]] = field(default_factory=dict)
+
+    @cached_property
+    def clip(self) -> np.ndarray | None:
+        """Cosine of each image with its personal prompt, when it is first asked for; None without a CLIP model."""
+        return self.scorer.score(self.images, self.controls.personal_prompts) if self.scorer else None
 
     def shared_frame(self, updates: int) -> Image:
         """The public image after 1..common_step updates.
@@ -162,7 +168,6 @@ class Session:
         return Picture(
             controls=controls,
             images=images,
-            clip=self.clip.score(images, controls.personal_prompts) if self.clip else None,
             cost=tree.cost,
             link=link,
             sigmas=noise_levels(personal.scheduler).double().numpy(),
@@ -170,6 +175,7 @@ class Session:
             seconds=time.perf_counter() - began,
             personal=personal,
             prefix=prefix,
+            scorer=self.clip,
             _frames={controls.num_inference_steps: images},
         )
 

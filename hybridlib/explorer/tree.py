@@ -28,7 +28,7 @@ def frames_shown(picture: Picture, most: int = 7) -> list[int]:
 
 
 def svg(picture: Picture, with_frames: bool = True) -> str:
-    """The tree of a picture; without frames their places stay empty, which takes no decoding."""
+    """The tree of a picture; without frames their places and those of the scores stay empty, which takes no time."""
     controls, users = picture.controls, len(picture.images)
     height = ROW * users + 46
     fork, middle = _x(picture, controls.common_step), ROW * users / 2
@@ -55,7 +55,7 @@ def svg(picture: Picture, with_frames: bool = True) -> str:
         parts.append(_image(image, RIGHT + 8 + FINAL / 2, y, FINAL, PERSONAL))
         prompt = _text(controls.personal_prompts[user], 74)
         parts.append(_label(RIGHT - 4, y - THUMB / 2 - 10, prompt, INK, "end"))
-        if picture.clip is not None:
+        if with_frames and picture.clip is not None:
             x = RIGHT + FINAL + 24
             parts.append(_label(x, y - 2, f"{picture.clip[user]:.2f}", INK, size=20))
             parts.append(_label(x, y + 16, "CLIP", MUTED, size=12))
