@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...intervals import Array
+from ...intervals import Array, Integers
 from ..planning import QualitySurface
 from .groups import encoded
 from .plan import Part, Path, SharingPlan, expected
@@ -55,7 +55,9 @@ class OnlineTree:
     paths: list[Path] = field(default_factory=list)
     vectors: dict[str, Array] = field(default_factory=dict)
     arrivals: list[int] = field(default_factory=list)
-    ticks: list[Array] = field(default_factory=list)  # of each request, (steps + 1,): when it has made so many updates
+    ticks: list[Integers] = field(
+        default_factory=list
+    )  # of each request, (steps + 1,): when it has made so many updates
 
     @staticmethod
     def start(
@@ -98,7 +100,7 @@ class OnlineTree:
             self.vectors[text] = encoded([text], self.similarity)[0]
         steps = self.forecast.steps
         host, step = self._latest(text, now)
-        ticks = np.arange(steps + 1) + now
+        ticks: Integers = np.arange(steps + 1, dtype=np.int64) + now
         if host is not None:
             ticks[: step + 1] = self.ticks[host][: step + 1]
             ticks[step + 1 :] = max(now, ticks[step]) + np.arange(1, steps + 1 - step)

@@ -166,7 +166,8 @@ def _walk(
 ) -> list[tuple[tuple[int, int], ...]]:
     """From the root down: which groups share, and until when. Of equally cheap trees the one that shares less."""
     paths: list[tuple[tuple[int, int], ...]] = [()] * groups.leaves
-    waiting = [(groups.leaves + len(groups.splits) - 1, 0, column, ())] if groups.splits else []
+    waiting: list[tuple[int, int, int, tuple[tuple[int, int], ...]]] = []
+    waiting += [(groups.leaves + len(groups.splits) - 1, 0, column, ())] if groups.splits else []
     while waiting:
         node, start, left, path = waiting.pop()
         if node < groups.leaves:
@@ -177,7 +178,9 @@ def _walk(
 
         best, way = _apart(tables, ways, start, left)
         stop, spare = start, left
-        for step in range(start + 1, len(tables[node])) if price is not None else ():
+        for step in range(start + 1, len(tables[node])):
+            if price is None:
+                break
             after = left - int(price.units[start, step])
             if after < 0:
                 continue

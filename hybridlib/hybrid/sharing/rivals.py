@@ -91,7 +91,8 @@ def _own(asked: Asked, text: str) -> Path:
 
 def _merged(asked: Asked, way: list[tuple[str, ...]], text: str) -> Path:
     """A path from what steers each of the first steps; the prompt itself steers the rest."""
-    scale, parts = asked.scales[1], []
+    scale = asked.scales[1]
+    parts: list[Part] = []
     for step, group in enumerate(way):
         if parts and parts[-1].texts == group:
             parts.pop()

@@ -159,8 +159,8 @@ def run(
     lengths = table["trajectory"].map(lambda way: way.stop)
     tables = []
     for steps, part in reversed(list(table.groupby(lengths, sort=True))):  # the whole schedule first
-        own = parameters.model_copy(update={"num_inference_steps": int(steps)})
-        scores, _ = runner.run(part.reset_index(drop=True), pipeline, folder, own, metrics, f"scores_{steps}_steps")
+        chosen = parameters.model_copy(update={"num_inference_steps": int(steps)})
+        scores, _ = runner.run(part.reset_index(drop=True), pipeline, folder, chosen, metrics, f"scores_{steps}_steps")
         tables.append(scores)
     scores = pd.concat(tables, ignore_index=True).merge(
         pd.concat(rules, ignore_index=True), on=["list", "method", "setting", "prompt"], how="left"
