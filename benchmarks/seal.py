@@ -43,7 +43,7 @@ def main() -> None:
     print(f"a seal has {SEAL_BYTES} bytes\n")
     print(f"{'what':>44} {'bytes':>9} {'plain, ms':>24} {'sealed, ms':>24} {'overhead':>9}")
     for size, shape in SIZES.items():
-        latents = torch.randn((1, *shape), generator=torch.Generator().manual_seed(1)).half()
+        latents = torch.randn((1, *shape), generator=torch.Generator().manual_seed(2)).half()  # not the noise of seed 1
         data = bytes(latents.numel() * 2)
         show(f"HMAC alone, {size}", measure(lambda k, d=data: unseal(seal(d, k), k), key, rounds, len(data)))
         state = state_of(latents)

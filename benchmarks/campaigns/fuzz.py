@@ -109,15 +109,15 @@ def print_table(outcomes: dict[str, Outcome]) -> None:
 
 def campaign(chosen: list[Kind], cases: int, number: int) -> dict[str, Outcome]:
     """Run every kind, each with an equal share of the cases, in a folder of its own."""
-    with tempfile.TemporaryDirectory() as place:
-        outputs = Path(place) / "outputs"
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = Path(folder) / "outputs"
         outputs.mkdir()
         base.OUTPUTS, usual = outputs, base.OUTPUTS
         sys.dont_write_bytecode = True  # or a late import would be taken for a case that writes
         try:
             outcomes = {}
-            for kind in chosen:
-                outcomes[kind.name] = run(kind, -(-cases // len(chosen)), number, outputs)
+            for place, kind in enumerate(chosen):  # one seed would draw much the same for all of them
+                outcomes[kind.name] = run(kind, -(-cases // len(chosen)), 1000 * number + place, outputs)
                 print(f"{kind.name}: {dict(outcomes[kind.name].ends)}", file=sys.stderr, flush=True)
             return outcomes
         finally:
@@ -458,7 +458,7 @@ def parameters(study: str) -> st.SearchStrategy[Case]:
     )
     places = st.sampled_from(PATHS).map(lambda path: f"profile: {json.dumps(path)}")
     lines = st.lists(st.one_of(line, line, places), max_size=4).map("\n".join)
-    honest = (PARAMETERS / "smoke" / f"{study}.yaml").read_bytes()
+    honest = (PARAMETERS / "miniature" / f"{study}.yaml").read_bytes()
     text = st.one_of(lines, lines, st.sampled_from(DOCUMENTS), st.text(max_size=40))
     encoded = text.map(lambda words: words.encode("utf-8", "replace"))
     return st.one_of(encoded, encoded, altered(honest), st.just(honest)).map(lambda data: Case(data, _plainly(data)))
