@@ -75,7 +75,7 @@ def trajectories_of(prompts: PromptSet, num_inference_steps: int, users: int = 4
 
 
 def measure(
-    pipeline: HybridPipeline,
+    pipeline: Any,
     trajectories: Sequence[Trajectory],
     settings: Settings,
     metrics: Sequence[Metric] = (),
@@ -91,7 +91,7 @@ def measure(
     prompts = [t.segments[-1].prompt for t in trajectories]
     paths, half = list(trajectories), slice(0, max(1, len(trajectories) // 2))
 
-    def draw(rows: Sequence[Trajectory], model: HybridPipeline = pipeline, **changes: Any) -> Drawn:
+    def draw(rows: Sequence[Trajectory], model: Any = pipeline, **changes: Any) -> Drawn:
         return _draw(model, rows, settings._replace(**changes))
 
     reference = draw(paths)

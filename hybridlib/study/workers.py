@@ -81,15 +81,16 @@ def _source(model: Any) -> str:
     """What a network or pipeline was loaded from: a shipped model's name, a folder or a hub id; "" if not known."""
     from ..paths import MODELS
 
-    config = getattr(model, "config", {})
-    name = str(getattr(model, "loaded_from", None) or getattr(config, "get", {}.get)("_name_or_path") or "")
+    config = getattr(model, "config", None)
+    told = config.get("_name_or_path") if isinstance(config, Mapping) else None
+    name = str(getattr(model, "loaded_from", None) or told or "")
     if not name or not Path(name).is_dir():
         return name
     folder = Path(name).resolve()
     return folder.name if folder.parent == MODELS else str(folder)  # another machine may have hybridlib elsewhere
 
 
-def fingerprints(pipeline: HybridPipeline, models: Models) -> dict[str, str]:
+def fingerprints(pipeline: Any, models: Models) -> dict[str, str]:
     """What must be equal at the caller and at a worker: versions, and every network by config and first weights."""
     from torch.nn import Module
 
