@@ -17,6 +17,7 @@ than `worst`, which forgives the early, unlike nodes altogether.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -119,10 +120,11 @@ Rule = Callable[[Array, Sequence[Window]], Array]
 RULES: dict[str, Rule] = {"added": added, "worst": worst, "product": product}
 
 
+@functools.cache
 def shipped_surface(
     public_guidance_scale: float = 2.0, guidance_scale: float = 7.0, rounds: int = 200
 ) -> QualitySurface:
-    """The surface of mini-sd3 for these guidance scales, fitted to the scores that ship (`SHIPPED`).
+    """The surface of mini-sd3 for these guidance scales, fitted once to the scores that ship (`SHIPPED`).
 
     Raises:
         ValueError: if no images were scored at these scales.
