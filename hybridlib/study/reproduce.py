@@ -221,16 +221,15 @@ def run(notebook: Path, parameters: Path, folder: Path, changes: Mapping[str, An
     """
     began, target, traced = time.perf_counter(), folder / notebook.stem, False
     try:
-        given = (read_yaml(parameters) or {}) | dict(changes or {})
         with locked(target / ".notebook.lock", wait=False):  # studies in it have locks of their own
-            error = _executed(notebook, given, target)
+            error = _executed(notebook, parameters, dict(changes or {}), target)
             traced = bool(error)
     except OSError as failure:
         error = str(failure)
     return Result(notebook.stem, time.perf_counter() - began, error, traced)
 
 
-def _executed(notebook: Path, parameters: Mapping[str, Any], target: Path) -> str:
+def _executed(notebook: Path, parameters: Path, changes: dict[str, Any], target: Path) -> str:
     """What went wrong, "" if nothing did."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -240,7 +239,7 @@ def _executed(notebook: Path, parameters: Mapping[str, Any], target: Path) -> st
         papermill.execute_notebook(
             notebook,
             running,
-            parameters=dict(parameters),
+            parameters=(read_yaml(parameters) or {}) | changes,
             kernel_name="python3",
             cwd=Path.cwd(),  # where the paths in a parameter file begin
             progress_bar=sys.stderr.isatty(),

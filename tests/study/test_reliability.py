@@ -120,8 +120,10 @@ def test_a_notebook_that_another_run_executes_is_not_touched(tmp_path, monkeypat
     with subprocess.Popen([sys.executable, "-c", hold, lock], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         monkeypatch.setattr(reproduce, "_executed", lambda *a: pytest.fail("executed"))
-        result = reproduce.run(Path("02_good.ipynb"), Path("none.yaml"), tmp_path)
-        other.kill()
+        try:
+            result = reproduce.run(Path("02_good.ipynb"), Path("none.yaml"), tmp_path)
+        finally:
+            other.kill()
     assert result.error == f"another run is writing to {target}; wait until it ends, or give this one another profile"
     assert not result.traced
     assert (target / "executed.ipynb").read_text() == "theirs"
