@@ -84,7 +84,7 @@ class PromptSet:
                 of them text.
         """
         path = prompt_file(name)
-        public, personal, negative, group = [], [], [], []
+        public, personal, negative, group = list[str](), list[str](), list[str](), list[int]()
         with refusing():
             content = _entry(read_yaml(path), f"{path}: the file", "groups")
             for index, entry in enumerate(_listed(content["groups"], f"{path}: groups")):
