@@ -173,9 +173,11 @@ def _captions_arguments(parser: ArgumentParser) -> None:
 
 
 def _captions(given: Namespace) -> int:
+    from dataclasses import fields
+
     from .commands import captions
 
-    return captions.run(captions.Asked(**{name: getattr(given, name) for name in captions.Asked._fields}))
+    return captions.run(captions.Asked(**{f.name: getattr(given, f.name) for f in fields(captions.Asked)}))
 
 
 def _share_arguments(parser: ArgumentParser) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ..study import captions
 from ..study.parameters import Settings
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class Asked:
     """What the command is told."""
 
     file: Path

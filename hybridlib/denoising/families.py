@@ -40,7 +40,7 @@ def denoiser_of(pipeline: Any, batch_size: int = 64, max_sequence_length: int | 
 
     check_pipeline(pipeline)
     bases = [base.__name__ for base in type(pipeline).__mro__]
-    tokens = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
+    tokens: dict[str, Any] = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
     if "StableDiffusion3Pipeline" in bases:
         return SD3Denoiser(pipeline, batch_size, **tokens)
     if "FluxPipeline" in bases:
