@@ -52,7 +52,7 @@ def patches(seconds=0.0):
         return Painted(trajectories, width)
 
     yield sampler, "sample", sample
-    yield families, "denoiser_of", lambda pipeline: None
+    yield families, "denoiser_of", lambda *a: None
     yield families, "collect", lambda *a: {}
     yield families, "nfe_of", lambda denoisers: plain_nfe
     yield runner, "_context", lambda pipeline, settings, *a: [settings._asdict()]

@@ -278,7 +278,8 @@ def _facts(picture: Picture, with_score: bool = True) -> list[tuple[str, str, fl
             (f"{message:,} bytes", f"message to each user; 16-bit floats take {half:,}", min(1, message / half))
         )
     if picture.scorer is not None:
-        score = f"{np.mean(picture.clip):.2f}" if with_score else "…"
+        clip = picture.clip if with_score else None
+        score = "…" if clip is None else f"{np.mean(clip):.2f}"
         facts.append((score, "mean CLIP alignment of image and prompt (mini-clip)", None))
     facts.append((f"{picture.seconds:.2f} s", f"to draw, with {picture.computed} new NFE", None))
     return facts

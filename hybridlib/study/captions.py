@@ -125,7 +125,8 @@ def run(table: pd.DataFrame, pipeline: HybridPipeline, folder: Path, job: Job) -
         One row a task: path, image, caption, seed, num_inference_steps, shard, `together` (images in its shard),
         `delay_s` (of its shard) and `seconds_an_image`.
     """
-    from .runner import generate, git_revision, versions
+    from .origin import git_revision, versions
+    from .runner import generate
 
     delays = []
     for number, group in table.groupby("num_inference_steps"):

@@ -88,7 +88,7 @@ def measure(
         others: the same model in another precision or on another device: a name, and how to load it.
     """
     settings = settings._replace(exact=False)
-    prompts = [t.segments[-1].prompt for t in trajectories]
+    prompts = [str(t.segments[-1].prompt) for t in trajectories]
     paths, half = list(trajectories), slice(0, max(1, len(trajectories) // 2))
 
     def draw(rows: Sequence[Trajectory], model: Any = pipeline, **changes: Any) -> Drawn:

@@ -227,7 +227,8 @@ def test_half_precision_averages_in_float32(tiny):
     denoiser = denoiser_of(tiny, max_sequence_length=12)
     halves = {text: tuple(part.half() for part in denoiser._encode(text, False)) for text in RINGS}
     denoiser._encode = lambda text, negative: halves[text]
-    embeds, pooled = denoiser._told(BLEND, False)
+    denoiser.encode_all([(BLEND, False)])
+    embeds, pooled = denoiser._embeds[BLEND, False]
     expected = averaged([[part.float() for part in halves[text]] for text in RINGS], WEIGHTS)
     assert embeds.dtype == pooled.dtype == torch.float16
     # The nearest half, but for a sum in another order that falls just beside a tie.
@@ -257,7 +258,7 @@ def test_what_has_no_mean_is_refused(tiny, other, message):
         first, message = other, "only embeddings can be blended, .* by a tensor of torch.bool"
     denoiser._encode = lambda text, negative: first if text == sorted(RINGS)[0] else other
     with pytest.raises(ValueError, match=message):
-        denoiser._told(BLEND, False)
+        denoiser.encode_all([(BLEND, False)])
 
 
 # --- crossed with the rest
