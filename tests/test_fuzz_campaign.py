@@ -29,7 +29,7 @@ def fuzz():
 
 @pytest.mark.slow
 def test_a_small_campaign_finds_nothing(fuzz):
-    for name, outcome in fuzz.campaign(fuzz.kinds(), 400, 1).items():
+    for name, outcome in fuzz.campaign(fuzz.kinds(), 1200, 1).items():
         assert fuzz.bad(outcome) == 0, (name, outcome.examples)
         assert outcome.ends["refused"] > 0, name  # both ends are met, or the campaign would say nothing
         assert outcome.ends["right"] > 0, name

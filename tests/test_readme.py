@@ -80,7 +80,7 @@ def test_planner_and_claims(image_quality):
         f"Plan(common_step={plan.common_step}, quality={plan.quality:.2f}, low={plan.low:.2f}, "
         f"estimate={plan.estimate})",
         f"{len(errors)} noise schedules",
-        f"within {worst:.3f}".replace("0.", ".") + " of a fit of its own",
+        f"at most {worst:.3f}".replace("0.", ".") + " worse than a fit of its own",
         f"{hold} hold, {fail} does not, {unknown} cannot be told",
     )
 
