@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place at the end, and is gone if anything fails.
 
     Its name is that of no other process and of no file or link that is there, so any number of processes may write
-    the same path: the last one wins, whole. One that is killed leaves a file that ends with .partial, which nobody reads.
+    the same path: the last one wins, whole. What a killed one leaves ends with .partial and is read by nobody.
 
     Raises:
         OSError: naming `path`, if the folder is read-only, the disk is full, and so on.
