@@ -40,6 +40,7 @@ def project(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_a_failing_notebook_is_named_and_the_others_run(project, capsys):
     assert main(["reproduce", "toy"]) == 1
     told = capsys.readouterr()
