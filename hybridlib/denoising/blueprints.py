@@ -1,7 +1,8 @@
 """Whole pipelines as configurations: networks without weights, to be counted, or with random ones, to be timed.
 
 Speed and memory do not depend on the values of the weights, so what they are at true size can be computed, and
-measured on a device, where the weights themselves cannot be had.
+measured on a device, where the weights themselves cannot be had. The configurations were written down without the hub
+at hand: compare them with a downloaded `config.json` before a count of theirs is relied on.
 """
 
 from __future__ import annotations

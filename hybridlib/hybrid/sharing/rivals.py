@@ -1,9 +1,9 @@
 """Other rules that say what prompts share, as plans, so that all are run and scored the same way.
 
-Those of publications are written from what is published of them, with these choices of ours: prompts are compared by
-the vectors that the planner uses, averaged conditionings are means of the model's text embeddings, and shared steps are
-guided as own steps are, since both publications know one guidance scale. The quality that such a plan tells is what the
-planner's forecast expects; the rules themselves know none.
+Those of publications are written from what is published of them, papers and for 2508.21032 its public code, with these
+choices of ours: prompts are compared by the vectors that the planner uses, averaged conditionings are means of the
+model's text embeddings, and shared steps are guided as own steps are, since both publications know one guidance scale.
+The quality that such a plan tells is what the planner's forecast expects; the rules themselves know none.
 """
 
 from __future__ import annotations
