@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from sharing_cases import PROMPTS, SIGMAS, STEPS, SURFACE, TRUTH, surface_of, words
 
-from hybridlib.denoising import trajectory
 from hybridlib.denoising.tree import Tree
 from hybridlib.hybrid import hiqm, planning, share
 from hybridlib.hybrid.sharing import optimise, quality
@@ -220,8 +219,7 @@ def test_conditionings():
     assert max(len(part.texts) for path in blend.paths for part in path) > 1
     for root in blend.roots:
         assert set(root.part.texts) == {blend.texts[i] for i in root.members}
-    if hasattr(trajectory, "Blend"):
-        assert Tree(blend.trajectories(1)).cost.tree == blend.nfe
+    assert Tree(blend.trajectories(1)).cost.tree == blend.nfe
 
 
 def test_one_public_prompt_is_the_planner_of_study_06():
@@ -319,6 +317,20 @@ def test_images_come_in_the_order_of_the_prompts(tiny):
 
     way = sample(tiny, [plan.trajectories([2])[1]], max_sequence_length=1, progress=False).images()
     np.testing.assert_allclose(second[1].astype(int), np.asarray(way[0]).astype(int), atol=1)  # rows round alike
+
+
+def test_a_plan_goes_on_from_a_cache(tiny, tmp_path):
+    from hybridlib.denoising.cache import PrefixCache
+
+    plan = share(["a star", "a circle"], 0.5, sigmas=sigmas_of(tiny, 4), surface=SURFACE, similarity=alike)
+    cache, options = PrefixCache(tmp_path, 2**24), {"max_sequence_length": 1, "progress": False, "batch_size": 1}
+    runs = [plan.run(tiny, 1, **options), *(plan.run(tiny, 1, cache=cache, **options) for _ in range(2))]
+    pixels = [[np.asarray(row[0]) for row in images] for images in runs]
+    np.testing.assert_array_equal(pixels[0], pixels[1])  # bits, where each row has a forward of its own
+    np.testing.assert_array_equal(pixels[0], pixels[2])
+    report = cache.report()
+    assert (report.hits, report.misses) == (2, 2)
+    assert report.saved == plan.roots[0].part.stop * plan.roots[0].part.nfe
 
 
 def test_a_plan_refuses_another_model_and_other_noise_levels(tiny):

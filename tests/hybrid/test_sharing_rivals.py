@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from sharing_cases import PROMPTS, SIGMAS, STEPS, SURFACE, words
 
-from hybridlib.denoising import trajectory
 from hybridlib.denoising.trajectory import Segment, Trajectory
 from hybridlib.denoising.tree import Tree
 from hybridlib.hybrid.sharing import rivals
@@ -57,8 +56,7 @@ def test_clusters_part_as_the_threshold_falls(tau):
         assert all(text in part.texts for part in path)
         assert all(set(late.texts) < set(early.texts) for early, late in pairwise(path))
     assert plan.shares == (tau > 0)
-    if hasattr(trajectory, "Blend"):
-        assert Tree(plan.trajectories(1)).cost.tree == plan.nfe
+    assert Tree(plan.trajectories(1)).cost.tree == plan.nfe
 
 
 def test_semantic_groups_are_alike_and_share_the_first_steps():

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from sharing_cases import PROMPTS, SIGMAS, STEPS, SURFACE, words
 
-from hybridlib.denoising import trajectory
 from hybridlib.hybrid.sharing import measured, study
 from hybridlib.hybrid.sharing.measured import ALONE, EACH, OURS, PUBLIC, REUSE, SAGE, SHORTER
 from hybridlib.study.parameters import SharingParameters
@@ -126,7 +125,6 @@ class Brightness:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(trajectory, "Blend"), reason="needs averaged conditionings")
 def test_the_study_runs_and_goes_on_where_it_was_killed(tiny, tmp_path, monkeypatch):
     from hybridlib.denoising.families import denoiser_of
     from hybridlib.denoising.solvers import noise_levels, prepared_scheduler
