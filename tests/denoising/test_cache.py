@@ -456,6 +456,7 @@ from hybridlib.denoising.cache import PrefixCache
 from hybridlib.denoising.trajectory import Trajectory
 cache, pipeline = PrefixCache(sys.argv[1], int(sys.argv[2])), random_sd3()
 print("ready", flush=True)
+sys.stdin.readline()  # both begin together, however long one took to import
 for seed in range(1000):
     path = Trajectory.hybrid("a ring", "a red ring", 3, seed, num_inference_steps=6)
     cache.sample(pipeline, [path], store=range(6), max_sequence_length=12, progress=False)
@@ -469,20 +470,23 @@ def test_processes_that_are_killed_leave_a_cache_that_is_right(tiny, tmp_path):
     limit, folder = 20 * size, tmp_path / "cache"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     command = [sys.executable, "-c", KILLED, str(folder), str(limit)]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
     try:
         for worker in workers:
             assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
         while not folder.exists() or len(list(folder.iterdir())) < 12:
             assert all(worker.poll() is None for worker in workers)
             threading.Event().wait(0.05)
     finally:
         for worker in workers:
             worker.kill()
-            worker.wait()
-            worker.stdout.close()
+            worker.communicate()
     cache = PrefixCache(folder, limit)
-    paths = [Trajectory.hybrid("a ring", "a red ring", 3, seed, num_inference_steps=6) for seed in range(40)]
+    paths = [Trajectory.hybrid("a ring", "a red ring", 3, seed, num_inference_steps=6) for seed in range(1000)]
     setup = Setup.of(tiny, paths, **_of(OPTIONS))
     found = [path for path in paths if cache.find(setup, path) is not None]
     assert found
