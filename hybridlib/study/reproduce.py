@@ -116,13 +116,17 @@ def _on_ray(tasks: Sequence[Task]) -> bool:
 
 
 def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Result]:
-    """Run tasks as far as workers are free: first those whose outputs others read, then the rest in their order."""
+    """Run tasks as far as workers are free, each in turn or, by several, first those whose outputs others read.
+
+    The rest then runs from the last to the first: the later studies are the longer ones, so that short ones fill up
+    the end.
+    """
     if workers == 1:
         for task in tasks:
             print(f"{task.name} ...", flush=True)
             yield run(task.notebook, task.parameters, folder, task.changes)
         return
-    waiting = sorted(tasks, key=lambda task: not any(_reads(other, task) for other in tasks))
+    waiting = sorted(reversed(tasks), key=lambda task: not any(_reads(other, task) for other in tasks))
     running = dict[Future[Result], Task]()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while waiting or running:
