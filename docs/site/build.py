@@ -57,8 +57,10 @@ def stage(folder: Path) -> None:
     shutil.copytree(DOCS / "guides", folder / "guides")
     for picture in (*DOCS.glob("*.svg"), *DOCS.glob("*.jpg")):
         shutil.copy(picture, folder)
-    for page in (DOCS / "architecture.md", DOCS / "reliability.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+    pages_of_docs = [DOCS / f"{name}.md" for name in ("architecture", "performance", "reliability")]
+    for page in (*pages_of_docs, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         text = page.read_text(encoding="utf-8").replace("docs/house.svg", "house.svg")
+        text = text.replace("[README](../README.md#measured)", "README")
         (folder / page.name.lower()).write_text(text, encoding="utf-8")
     tables = (RESULTS / "README.md").read_text(encoding="utf-8")
     (folder / "tables.md").write_text(tables, encoding="utf-8")
