@@ -163,6 +163,21 @@ def sample_lone(count: int, seed: int, shapes: int = len(SHAPES), colours: int =
     return pool[fits.nonzero()[:count, 0]]
 
 
+def plain(scenes: Scenes) -> Scenes:
+    """The same lone objects, all large, near the middle, on sand at noon: shape and colour are most of what is left."""
+    small, large = SIZES.values()
+    share = (scenes.radius - small[0]) / (small[1] - small[0])
+    grown = torch.where(scenes.size == 0, large[0] + share * (large[1] - large[0]), scenes.radius)
+    return replace(
+        scenes,
+        size=torch.ones_like(scenes.size),
+        radius=grown,
+        centre=IMAGE_SIZE / 2 + (scenes.centre - IMAGE_SIZE / 2) / 2,
+        ground=torch.zeros_like(scenes.ground),
+        light=torch.zeros_like(scenes.light),
+    )
+
+
 def _place(objects: Tensor, relation: Tensor, jitter: Tensor) -> Tensor:
     """Centres (B, 2, 2): a lone object near the middle, a pair on either side of it along the relation's axis."""
     lone = 32 + 8 * jitter

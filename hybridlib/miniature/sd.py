@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -68,7 +74,7 @@ class TextToNoise(nn.Module):
 
 
 def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
-    """SD1.x's four levels and middle block in 1.5 M parameters. Every residual branch starts as nothing, as in LDM."""
+    """SD1.x's four levels and middle block in 1.5 M parameters, which start as the identity."""
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=16,
@@ -78,11 +84,43 @@ def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
         cross_attention_dim=cross_attention_dim,
         norm_num_groups=8,
     )
+    start_as_identity(unet)
+    return unet
+
+
+@torch.no_grad()
+def start_as_identity(unet: UNet2DConditionModel | UNet2DModel) -> None:
+    """Give an untrained UNet of C channels weights with which it returns what it is shown, up to a group norm.
+
+    Of nearly pure noise the noise is what is shown: without this start a network that predicts noise spends its first
+    thousands of steps on learning to copy. Every residual branch starts as nothing, as in LDM; the first convolution
+    writes x and -x into 2 C of the channels, the last shortcut passes them on, and the last convolution adds what the
+    activation leaves of them, since silu(x) - silu(-x) = x.
+
+    Raises:
+        ValueError: if the first level has fewer than 2 C channels.
+    """
+    channels, width = unet.config.in_channels, unet.config.block_out_channels[0]
+    if width < 2 * channels or unet.config.out_channels != channels:
+        raise ValueError(
+            f"block_out_channels must begin with at least 2 x {channels} and out_channels be {channels}, "
+            f"got {width} and {unet.config.out_channels}"
+        )
+    last = (".conv2", ".proj_out", ".to_out.0") if isinstance(unet, UNet2DModel) else (".conv2", ".proj_out")
     for name, module in unet.named_modules():
-        if name.endswith((".conv2", ".proj_out", "conv_out")):
+        if name.endswith(last):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-    return unet
+    shortcut = unet.up_blocks[-1].resnets[-1].conv_shortcut
+    for module in (unet.conv_in, unet.conv_out, shortcut):
+        nn.init.zeros_(module.bias)
+    copies, ends = torch.eye(channels), slice(0, 2 * channels)
+    unet.conv_in.weight[ends] = 0
+    unet.conv_in.weight[ends, :, 1, 1] = torch.cat([copies, -copies])
+    nn.init.zeros_(shortcut.weight)
+    shortcut.weight[:, -width:, 0, 0] = torch.eye(width)
+    nn.init.zeros_(unet.conv_out.weight)
+    unet.conv_out.weight[:, ends, 1, 1] = torch.cat([copies, -copies], dim=1)
 
 
 def start_text_encoder() -> CLIPTextModel:

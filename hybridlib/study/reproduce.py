@@ -126,7 +126,8 @@ def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Resu
             print(f"{task.name} ...", flush=True)
             yield run(task.notebook, task.parameters, folder, task.changes)
         return
-    waiting = sorted(reversed(tasks), key=lambda task: not any(_reads(other, task) for other in tasks))
+    read = [task for task in tasks if any(_reads(other, task) for other in tasks)]
+    waiting = [*read, *(task for task in reversed(tasks) if task not in read)]
     running = dict[Future[Result], Task]()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while waiting or running:

@@ -117,3 +117,21 @@ def test_objects_correct_counts_a_swap_but_not_a_wrong_colour():
 
 def reading_rows(reading, rows):
     return type(reading)(*(field[rows] for field in reading))
+
+
+def test_plain_scenes_differ_in_their_objects_alone():
+    """Shape, colour, turn and texture stay as they were, and so does which of two is the larger."""
+    scenes = world.sample_lone(200, seed=5)
+    plain = world.plain(scenes)
+    for name in ("shape", "colour", "turn", "key", "count"):
+        assert torch.equal(getattr(plain, name), getattr(scenes, name))
+    assert plain.ground.unique().tolist() == plain.light.unique().tolist() == [0]
+    assert plain.size.unique().tolist() == [list(world.SIZES).index("large")]
+    low, high = world.SIZES["large"]
+    radius = plain.radius[:, 0]
+    assert low <= float(radius.min())
+    assert float(radius.max()) <= high
+    assert float((plain.centre[:, 0] - 32).abs().max()) <= 4
+    small = scenes.size[:, 0] == 0
+    order = scenes.radius[small, 0].argsort()
+    assert radius[small][order].diff().min() >= 0

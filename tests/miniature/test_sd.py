@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from hybridlib.miniature import sd, vae
+from hybridlib.miniature.immiscible import world as immiscible
 from hybridlib.miniature.scenes import render, sample_scenes
 from hybridlib.paths import MODELS
 from hybridlib.training import loop
@@ -48,6 +49,25 @@ def test_the_shift_of_the_latents_moves_into_the_autoencoder():
     picture = original.decode(latents / original.config.scaling_factor + original.config.shift_factor).sample
     torch.testing.assert_close(moved.decode(ours / moved.config.scaling_factor).sample, picture, rtol=0, atol=1e-5)
     assert not moved.config.shift_factor  # a stock SD pipeline would not read it
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [lambda: sd.build_unet(96), lambda: immiscible.network("epsilon", 0)])
+def test_an_untrained_unet_returns_what_it_is_shown(make):
+    """Of pure noise the noise is what is asked for, and an untrained answer of zero would have an error of one. The
+    group norm sets the power of 4 or 5 channels of 8 x 8 values to one, from which it lies a few per cent off."""
+    unet, noise = make(), torch.randn(8, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = {"class_labels": torch.zeros(8, dtype=torch.long)}
+    if unet.config.get("cross_attention_dim"):
+        condition = {"encoder_hidden_states": torch.randn(8, 16, 96)}
+    answer = unet(noise, 999, return_dict=False, **condition)[0]
+    assert float((answer - noise).square().mean()) < 0.02
+
+
+def test_a_unet_too_narrow_for_the_identity_is_refused():
+    unet = UNet2DModel(in_channels=16, out_channels=16, block_out_channels=[24] * 4, norm_num_groups=8)
+    with pytest.raises(ValueError, match="block_out_channels must begin with at least 2 x 16 .*, got 24 and 16"):
+        sd.start_as_identity(unet)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from .world import CLASSES, Judges, LoneObjects, Told, Training
 if TYPE_CHECKING:
     from ...study.parameters import ImmiscibleParameters
 
-VERSION = 1  # of the numbers; a change of what a piece computes raises it
+VERSION = 2  # of the numbers; a change of what a piece computes raises it
 INDEPENDENT, LINEAR, WITHIN = "independent", "linear", "linear, within condition"
 PRICED, PUBLISHED_KNN, CENTRED_KNN = "linear, caption price", "KNN, as published", "KNN, condition-centred"
 SEMIDISCRETE, SEMIDISCRETE_WITHIN = "semidiscrete", "semidiscrete, within condition"
@@ -149,7 +149,8 @@ class Study:
     def base(self, model: str) -> nn.Module:
         """The network that fine-tuning starts from: independent noise, lone objects of all shapes and colours."""
         p = self.parameters
-        name = f"base-{model}-{digest(VERSION, p.base_images, p.base_steps, p.batch_size, p.learning_rate)}"
+        facts = [p.base_images, p.base_steps, p.batch_size, self._learning_rate(model), p.min_snr_gamma]
+        name = f"base-{model}-{digest(VERSION, facts)}"
         path = self.folder / "training" / f"{name}-weights.safetensors"
         net = world.network(model, BASE_SEED)
         if not path.exists():
@@ -163,8 +164,9 @@ class Study:
             return
         p = self.parameters
         drawn = LoneObjects.drawn(p.base_images, 12, len(SHAPES), len(COLOURS), self.folder / "latents")
-        loss_of = denoising_loss(net, world.training_scheduler(model), Training(drawn, self.told, model))
-        fit(name, net, loss_of, self._recipe(p.base_steps, p.learning_rate, BASE_SEED), self.folder / "training")
+        loss_of = self._loss(model, net, Training(drawn, self.told, model))
+        recipe = self._recipe(p.base_steps, self._learning_rate(model), BASE_SEED)
+        fit(name, net, loss_of, recipe, self.folder / "training")
         write_atomically(path, save(dict(net.state_dict())))
         self._checkpoint(name).unlink(missing_ok=True)
 
@@ -181,17 +183,24 @@ class Study:
         net = self.base(model) if tuned else world.network(model, seed)
         conditional = not arm.startswith(UNCONDITIONAL)
         examples = Training(self.objects, self.told, model, conditional)
-        scheduler, assignment = world.training_scheduler(model), self.assignment(arm)
-        loss_of = denoising_loss(net, scheduler, examples, assignment)
+        loss_of = self._loss(model, net, examples, self.assignment(arm))
         steps = {"flow": (p.flow_steps, p.flow_finetune_steps), "epsilon": (p.epsilon_steps, p.epsilon_finetune_steps)}
-        rate = p.finetune_learning_rate if tuned else p.learning_rate
+        rate = p.finetune_learning_rate if tuned else self._learning_rate(model)
         history = fit(key, net, loss_of, self._recipe(steps[model][tuned], rate, seed), self.folder / "training")
         rows = self._measures(model, net, conditional, seed)
-        independent = denoising_loss(net, scheduler, examples)
+        independent = self._loss(model, net, examples)
         for name, loss in (("loss, own pairs", loss_of), ("loss, independent pairs", independent)):
             rows.append([name, 0, _mean_loss(loss, p.batch_size, seed)])
         rows.append(["training seconds", 0, history.seconds])
         return pd.DataFrame(rows, columns=["measure", "steps", "value"]).assign(**piece._asdict())
+
+    def _loss(self, model: str, net: nn.Module, examples: Training, assignment: Assignment = NONE) -> Any:
+        """The plain loss of a flow; that of noise is weighed by level, or so short a training learns no condition."""
+        gamma = self.parameters.min_snr_gamma if model == "epsilon" else None
+        return denoising_loss(net, world.training_scheduler(model), examples, assignment, min_snr_gamma=gamma)
+
+    def _learning_rate(self, model: str) -> float:
+        return self.parameters.epsilon_learning_rate if model == "epsilon" else self.parameters.learning_rate
 
     def _measures(self, model: str, net: nn.Module, conditional: bool, seed: int) -> list[list[Any]]:
         """From the same noise and the same prompts for every arm of a seed, without guidance."""

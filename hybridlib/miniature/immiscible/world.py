@@ -29,8 +29,8 @@ from ...training.vae import decode, normalised
 from ..corpus import token_ids
 from ..diffusion import SHIFT, TextToVelocity
 from ..judge import Judge
-from ..scenes import COLOURS, SHAPES, render, sample_lone
-from ..sd import trained_betas
+from ..scenes import COLOURS, SHAPES, plain, render, sample_lone
+from ..sd import start_as_identity, trained_betas
 from ..tokens import build_tokenizer
 from ..vae import shipped
 
@@ -72,7 +72,7 @@ class Told(NamedTuple):
 
 
 class LoneObjects(NamedTuple):
-    """Latents (N, 16, 8, 8) of scenes with one object, float32, and their classes (N,)."""
+    """Latents (N, 16, 8, 8) of plain scenes with one object, float32, and their classes (N,)."""
 
     latents: Tensor
     labels: Tensor
@@ -80,10 +80,10 @@ class LoneObjects(NamedTuple):
     @staticmethod
     @torch.no_grad()
     def drawn(count: int, seed: int, shapes: int, colours: int, folder: Path) -> LoneObjects:
-        """Scenes of the first `shapes` and `colours`, encoded once and kept in `folder`."""
-        scenes = sample_lone(count, seed, shapes, colours)
+        """Plain scenes of the first `shapes` and `colours`, encoded once and kept in `folder`."""
+        scenes = plain(sample_lone(count, seed, shapes, colours))
         labels = scenes.shape[:, 0] * len(COLOURS) + scenes.colour[:, 0]
-        path = folder / f"{digest('lone objects', count, seed, shapes, colours)}.safetensors"
+        path = folder / f"{digest('plain objects', count, seed, shapes, colours)}.safetensors"
         if not path.exists():
             vae = shipped()
             parts = [vae.encode(2 * render(scenes[i : i + 16]) - 1).latent_dist.mean for i in range(0, len(scenes), 16)]
@@ -137,7 +137,7 @@ def _transformer(size: int) -> SD3Transformer2DModel:
 
 
 def _unet(size: int) -> UNet2DModel:
-    return UNet2DModel(
+    model = UNet2DModel(
         sample_size=size,
         in_channels=16,
         out_channels=16,
@@ -149,6 +149,8 @@ def _unet(size: int) -> UNet2DModel:
         attention_head_dim=16,
         num_class_embeds=CLASSES + 1,
     )
+    start_as_identity(model)
+    return model
 
 
 def training_scheduler(model: str) -> Scheduler:

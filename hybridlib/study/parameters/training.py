@@ -47,6 +47,8 @@ class ImmiscibleParameters(Parameters):
     epsilon_steps: int = Field(4, ge=1)
     epsilon_finetune_steps: int = Field(2, ge=1)
     learning_rate: float = Field(2e-3, gt=0, allow_inf_nan=False)
+    epsilon_learning_rate: float = Field(4e-3, gt=0, allow_inf_nan=False)
+    min_snr_gamma: float = Field(2.0, gt=0, allow_inf_nan=False)  # weights of the loss in noise (Hang et al.)
     finetune_learning_rate: float = Field(5e-4, gt=0, allow_inf_nan=False)
     samples: int = Field(16, ge=2)
     step_counts: list[Annotated[int, Field(ge=1, le=1000)]] = Field([1, 4], min_length=2)  # of sampling, rising
