@@ -23,21 +23,22 @@ MAX_OFFSET = 4.0  # pixels a lone object of the corpus lies off the middle
 CAPTION_DROPOUT = 0.1
 
 
-def corpus_scenes(count: int = SCENES, seed: int = 3) -> Scenes:
-    """The training scenes. Half of them show a lone object, and only near the middle: over the world's full spread
-    every place is seen too seldom for a model of this size, and its small stars, crosses and rings come out ragged."""
-    pool = sample_scenes(5 * count, seed)
+def corpus_scenes(count: int = SCENES, seed: int = 3, lone: bool = False) -> Scenes:
+    """The training scenes. Half of them (all, if `lone`) show a lone object, and only near the middle: over the world's
+    full spread every place is seen too seldom for a model of this size, and its small stars, crosses and rings come out
+    ragged."""
+    pool = sample_scenes((10 if lone else 5) * count, seed)
     off_centre = (pool.centre[:, 0] - IMAGE_SIZE / 2).abs().amax(dim=-1)
-    lone = ((pool.count == 1) & (off_centre <= MAX_OFFSET)).nonzero()[: count // 2, 0]
-    pairs = (pool.count == 2).nonzero()[: count - len(lone), 0]
-    return pool[torch.cat([lone, pairs])]
+    alone = ((pool.count == 1) & (off_centre <= MAX_OFFSET)).nonzero()[: count if lone else count // 2, 0]
+    pairs = (pool.count == 2).nonzero()[: count - len(alone), 0]
+    return pool[torch.cat([alone, pairs])]
 
 
 @torch.no_grad()
-def corpus(folder: Path, vae: AutoencoderKL, count: int = SCENES) -> tuple[Scenes, Tensor]:
+def corpus(folder: Path, vae: AutoencoderKL, count: int = SCENES, lone: bool = False) -> tuple[Scenes, Tensor]:
     """Training scenes and their normalised latents (count, C, H, W) in fp16, encoded once and cached in `folder`."""
-    scenes = corpus_scenes(count)
-    path = folder / "latents.safetensors"
+    scenes = corpus_scenes(count, lone=lone)
+    path = folder / ("lone.safetensors" if lone else "latents.safetensors")
     if not path.exists():
         latents = []
         for i in tqdm(range(0, count, 16), desc="encode scenes", mininterval=2):

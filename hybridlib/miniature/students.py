@@ -106,7 +106,7 @@ def _noise_levels() -> DDPMScheduler:
 
 def _batches(pipeline: StableDiffusionPipeline, folder: Path) -> Callable[[Draw], Batch]:
     """Cached latents of the corpus under captions of changing detail, embedded by the text encoder that ships."""
-    scenes, latents = corpus(folder, pipeline.vae, sd.CORPUS_SCENES)
+    scenes, latents = corpus(folder, pipeline.vae, sd.CORPUS_SCENES, lone=True)
     tokenize, encoder = token_ids(build_tokenizer()), pipeline.text_encoder.requires_grad_(False)
 
     def batch_of(draw: Draw) -> Batch:

@@ -100,16 +100,15 @@ def test_the_teachers_answer_becomes_noise(monkeypatch):
             empty = (ids == ids[:, -1:]).sum(1) > ids.shape[1] - 2
             return self.says((noisy - signal.sqrt() * clean) / (1 - signal).sqrt(), empty[:, None, None, None])
 
-    def losses(says, guided):
-        loss_of = sd.noise_loss(Student(says), sample_scenes(6, seed=1), torch.full((6, 16, 8, 8), clean), guided)
+    def losses(says):
+        loss_of = sd.noise_loss(Student(says), sample_scenes(6, seed=1), torch.full((6, 16, 8, 8), clean))
         return loss_of(loop._draw(sd.RECIPE, 3, 0, torch.device("cpu")))
 
     monkeypatch.setattr(sd.TextToVelocity, "shipped", staticmethod(Teacher))
     # float32: the noise is a difference of latents divided by a level as small as 0.01
-    assert losses(lambda noise, empty: noise, guided=False).item() < 1e-3
-    assert losses(lambda noise, empty: 0 * noise, guided=False).item() > 1.0
-    assert max(term.item() for term in losses(lambda noise, empty: noise, guided=True).values()) < 1e-3
-    same = losses(lambda noise, empty: noise + 1, guided=True)  # wrong alike with and without a caption
+    assert losses(lambda noise, empty: 0 * noise)["noise"].item() > 1.0
+    assert max(term.item() for term in losses(lambda noise, empty: noise).values()) < 1e-3
+    same = losses(lambda noise, empty: noise + 1)  # wrong alike with and without a caption
     assert same["noise"].item() > 1.0 > 1e-3 > same["guidance"].item()
-    other = losses(lambda noise, empty: noise + empty, guided=True)  # wrong where there is none
+    other = losses(lambda noise, empty: noise + empty)  # wrong where there is none
     assert other["guidance"].item() > 1.0
