@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
+from full_disk import Half
 from PIL import Image
 
 from hybridlib import files
@@ -223,21 +224,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path, monkeypatch):
 
     def full(self, mode="r", *a, **k):
         file = usual(self, mode, *a, **k)
-        return Full(file) if "x" in mode else file
-
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, data):
-            self.file.write(data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return Half(file) if "x" in mode else file
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match=f"cannot be written: No space left on device: '{path}'") as caught:

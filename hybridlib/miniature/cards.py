@@ -39,10 +39,8 @@ _ABOUT = {
         "```python\n"
         'StableDiffusionPipeline.from_pretrained("data/models/mini-sd", dtype=torch.float32)\n'
         "```",
-        "It draws what mini-sd3 draws and knows no other word. Prompts are cut at 16 tokens. It is far from "
-        "trained: 780 steps on a busy machine, where mini-sd3 had 10,000. It draws grounds, lights and blobs of the "
-        "right colour, and few shapes; figures are of 32 images a kind, so a share may be off by 0.15. Numbers "
-        "measured on it say how a method behaves on a small model, not on Stable Diffusion.",
+        "It knows the words of mini-sd3 and no other, and was taught scenes of one object near the middle. Prompts are "
+        "cut at 16 tokens. Numbers measured on it say how a method behaves on a small model, not on Stable Diffusion.",
     ),
     "mini-sd-small": (
         "A UNet pruned from mini-sd: whole blocks removed as in BK-SDM-Tiny, then inner widths and heads by the "

@@ -28,8 +28,7 @@ RECIPE = Recipe(
     steps=9500, batch_size=64, learning_rate=2e-3, seed=23, ema_decay=0.995, warmup_steps=100, schedule="constant"
 )
 FINISH = RECIPE._replace(steps=2000, seed=25, warmup_steps=10, schedule="cosine")
-RUNS = {"unet": RECIPE, "unet-finish": FINISH}
-CORPUS_SCENES = 24_576  # of one object each: a UNet of this size has no room for arrangements as well
+CORPUS_SCENES = 24_576  # of one object each, to ask less of a short training
 GUIDANCE_WEIGHT = 4.0  # of the error in what a caption changes, which guidance multiplies when images are drawn
 MIDDLE = 0.35  # noise to signal half way through the schedule: mini-sd3's shift
 LAST = 0.977  # where the schedule is cut: noise to signal 14.9, close to SD1.x's 14.6
@@ -85,13 +84,13 @@ def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
 def start_as_identity(unet: UNet2DConditionModel | UNet2DModel) -> None:
     """Give an untrained UNet of C channels weights with which it returns what it is shown, up to a group norm.
 
-    Of nearly pure noise the noise is what is shown: without this start a network that predicts noise spends its first
-    thousands of steps on learning to copy. Every residual branch starts as nothing, as in LDM; the first convolution
-    writes x and -x into 2 C of the channels, the last shortcut passes them on, and the last convolution adds what the
-    activation leaves of them, since silu(x) - silu(-x) = x.
+    Of nearly pure noise the noise is what is shown, and a network that predicts noise need not learn to copy: after
+    200 steps of mini-sd's training the loss is 0.18 instead of 0.44 (one run each). Every residual branch starts as
+    nothing, as in LDM; the first convolution writes x and -x into 2 C of the channels, the last shortcut passes them
+    on, and the last convolution adds what the activation leaves of them, since silu(x) - silu(-x) = x.
 
     Raises:
-        ValueError: if the first level has fewer than 2 C channels.
+        ValueError: if the first level has fewer than 2 C channels, or other channels go out than come in.
     """
     channels, width = unet.config.in_channels, unet.config.block_out_channels[0]
     if width < 2 * channels or unet.config.out_channels != channels:
@@ -136,7 +135,8 @@ def train(folder: Path) -> tuple[StableDiffusionPipeline, dict[str, tuple[Recipe
     vae = shipped()
     model = TextToNoise(start_text_encoder())
     loss_of = noise_loss(model, *corpus(folder, vae, CORPUS_SCENES, lone=True))
-    runs = {name: (recipe, fit(name, model, loss_of, recipe, folder)) for name, recipe in RUNS.items()}
+    recipes = {"unet": RECIPE, "unet-finish": FINISH}
+    runs = {name: (recipe, fit(name, model, loss_of, recipe, folder)) for name, recipe in recipes.items()}
     return pipeline(model.unet, model.text_encoder, for_sd(vae)), runs
 
 
@@ -149,7 +149,8 @@ def noise_loss(model: nn.Module, scenes: Scenes, latents: Tensor) -> LossOf:
     layout is decided.
 
     Every noisy latent is seen with its caption and without, and the difference is learned, too: alone, what a caption
-    changes is the last thing to be learned, being smaller than the error that remains for thousands of steps.
+    changes is the last thing to be learned: after 2,763 steps of the plain loss it was half as large as the error that
+    remained (mean squares at noise to signal 0.7: 0.025 and 0.050), and the student missed all of it.
     """
     teacher = TextToVelocity.shipped()
     tokenize, tokenize_2 = token_ids(build_tokenizer()), token_ids(build_tokenizer(pad_token="!"))

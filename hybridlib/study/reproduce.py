@@ -116,10 +116,9 @@ def _on_ray(tasks: Sequence[Task]) -> bool:
 
 
 def _results(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[Result]:
-    """Run tasks as far as workers are free, each in turn or, by several, first those whose outputs others read.
+    """Run tasks: one worker in their order, several those first whose outputs others read, then from the last on.
 
-    The rest then runs from the last to the first: the later studies are the longer ones, so that short ones fill up
-    the end.
+    Most of the long studies are among the last, and the short ones fill up the end.
     """
     if workers == 1:
         for task in tasks:

@@ -11,6 +11,7 @@ from pathlib import Path
 import painted
 import pandas as pd
 import pytest
+from full_disk import Half
 
 from hybridlib.__main__ import main
 from hybridlib.files import check_inside, read_image, read_table
@@ -130,23 +131,6 @@ def test_a_notebook_that_another_run_executes_is_not_touched(tmp_path, monkeypat
 
 
 # --- disk full, folder read-only
-
-
-class Half:
-    """A file on a disk that is full after half of what is written."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def write(self, data):
-        self.file.write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.slow
