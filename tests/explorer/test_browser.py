@@ -132,9 +132,7 @@ def test_an_unknown_word_is_named_where_the_user_looks(opened):
 
 
 def test_the_edge_plays(opened):
-    tabs = opened.find_elements("css selector", ".widget-tab .lm-TabBar-tab")
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", tabs[1])
-    tabs[1].click()
+    _wait(lambda: _opens(opened, ".widget-tab .lm-TabBar-tab", 1), MOVED_S, "the second tab")
     _wait(lambda: "mean delay" in text(opened, ".hl-cards"), MOVED_S, "an episode")
     _wait(lambda: charts(opened), MOVED_S, "its charts")
     assert all(charts(opened)), "a broken picture is shown"
@@ -154,6 +152,14 @@ def _runs(browser):
         browser.find_element("css selector", '[data-command="notebook:run-cell-and-select-next"]').click()
         time.sleep(1)
     return "*" in prompt.text
+
+
+def _opens(browser, tabs, index):
+    """Click a tab; true once it is the one in front."""
+    tab = browser.find_elements("css selector", tabs)[index]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tab)
+    tab.click()
+    return tab.get_attribute("aria-selected") == "true"
 
 
 def images(browser):
@@ -189,14 +195,19 @@ def _until(browser, selector, seconds):
 
 def _wait(condition, seconds, what):
     """What the condition gives as soon as it is true: asked again, it may not be."""
-    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.common import exceptions
 
+    moving = (  # redrawn while it was read, not there yet, or behind something that JupyterLab is still moving
+        exceptions.StaleElementReferenceException,
+        exceptions.NoSuchElementException,
+        exceptions.ElementNotInteractableException,
+    )
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
             if found := condition():
                 return found
-        except StaleElementReferenceException:  # redrawn while it was read
+        except moving:
             pass
         time.sleep(0.2)
     pytest.fail(f"waited {seconds} s in vain for {what}")
