@@ -29,8 +29,10 @@ from .corpus import corpus, draw_captions, token_ids
 from .scenes import captions, sample_scenes
 from .tokens import build_tokenizer
 
-SMALL = Recipe(steps=3000, batch_size=32, learning_rate=1e-3, seed=31, ema_decay=0.998, warmup_steps=100)
-LCM = Recipe(steps=3000, batch_size=32, learning_rate=3e-4, seed=32, ema_decay=0.0, warmup_steps=100)
+SMALL = Recipe(
+    steps=3000, batch_size=32, learning_rate=1e-3, seed=31, ema_decay=0.998, warmup_steps=100, precision=sd.PRECISION
+)
+LCM = SMALL._replace(learning_rate=3e-4, seed=32, ema_decay=0.0)
 LCM_SMALL = LCM._replace(seed=33)
 LCM_SETTINGS = lcm.Settings(guidance=(1.0, 7.0))  # around the scales at which mini-sd is used
 SCORED_IMAGES, SCORED_STEPS = 32, 25
