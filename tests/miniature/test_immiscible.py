@@ -187,6 +187,23 @@ def test_shares_are_compared_in_points():
     assert found[["change", "low", "high"]].tolist() == pytest.approx([25, 25, 25])
 
 
+def test_the_conclusion_tells_which_arms_draw_what_was_asked():
+    rng = np.random.default_rng(1)
+    shares = {INDEPENDENT: 0.5, LINEAR: 0.4, study.WITHIN: 0.56, study.CENTRED_KNN: 0.5}
+    rows = [
+        ["flow", "scratch", arm, seed, "prompt correct", steps, share + rng.normal(0, 0.005)]
+        for seed in range(5)
+        for steps in (4, 48)
+        for arm, share in shares.items()
+    ]
+    distances = results_of({arm: [-30, -10, 0, 0] for arm in list(shares)[1:]})
+    sentences = claims.conclusion(pd.concat([distances, pd.DataFrame(rows, columns=distances.columns)]))
+    assert sentences[1] == (
+        "At 48 steps 50 % of its images show what was asked with independent noise; more with linear, within "
+        "condition (+6 points); fewer with linear (-10 points)."
+    )
+
+
 @pytest.mark.slow
 def test_processes_make_the_same_pieces(small, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(command, "PARAMETERS", tmp_path)

@@ -89,8 +89,23 @@ def conclusion(results: pd.DataFrame) -> list[str]:
             f"better at few steps with the guard failing: {arms['fails']}; better at few steps, guard open: "
             f"{arms['cannot be told']}; worse at few steps: {none}."
         )
+        sentences += _asked(found[(found["model"] == model) & (found["start"] == start)])
     sentences.append(_section_seven(judged))
     return sentences
+
+
+def _asked(found: pd.DataFrame) -> list[str]:
+    """Which arms draw more or fewer images that show what was asked, at the most steps; if any arm was asked."""
+    shares = found[found["measure"] == POINTS]
+    shares = shares[shares["steps"] == shares["steps"].max()]
+    if shares.empty:
+        return []
+    more, fewer = shares[shares["low"] > 0], shares[shares["high"] < 0]
+    return [
+        f"At {shares['steps'].iloc[0]} steps {100 * shares['baseline'].iloc[0]:.0f} % of its images show what was "
+        f"asked with independent noise; more with {_names(more, 'change', 'points')}; fewer with "
+        f"{_names(fewer, 'change', 'points')}."
+    ]
 
 
 GUARDS = ("holds", "fails", "cannot be told")
@@ -116,6 +131,6 @@ def _section_seven(judged: pd.DataFrame) -> str:
     )
 
 
-def _names(part: pd.DataFrame) -> str:
-    told = [f"{arm} ({change:+.0f} %)" for arm, change in zip(part["arm"], part["change there"], strict=True)]
+def _names(part: pd.DataFrame, column: str = "change there", unit: str = "%") -> str:
+    told = [f"{arm} ({change:+.0f} {unit})" for arm, change in zip(part["arm"], part[column], strict=True)]
     return ", ".join(told) or "none"
