@@ -123,11 +123,13 @@ def assignment_changes():
 def test_changes_over_steps_draw_every_arm_at_its_values():
     changes = assignment_changes()
     figure = figures.changes_over_steps(changes, "Frechet distance")
-    assert [ax.get_title() for ax in figure.axes] == ["flow, scratch", "epsilon, scratch"]
-    for ax in figure.axes:
-        drawn = {bars.get_label(): bars.lines[0].get_ydata().tolist() for bars in ax.containers}
-        assert drawn == {"linear": [-20.0] * 3, "linear, within condition": [4.0] * 3}
-        assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "4", "48"]
+    assert [ax.get_title() for ax in figure.axes] == ["flow, scratch", "epsilon, scratch", "", ""]
+    legends = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+    named = {legend.get_title().get_text(): [text.get_text() for text in legend.get_texts()] for legend in legends}
+    assert named == {"ignores the condition": ["linear"], "minds the condition": ["linear, within condition"]}
+    for ax, value in zip(figure.axes, [-20.0, -20.0, 4.0, 4.0], strict=True):
+        assert [bars.lines[0].get_ydata().tolist() for bars in ax.containers] == [[value] * 3]
+    assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["1", "4", "48"]
     without = figures.changes_over_steps(changes.assign(low=np.nan, high=np.nan), "Frechet distance")
     assert not any(bars.has_yerr for ax in without.axes for bars in ax.containers)  # one seed: no interval
 

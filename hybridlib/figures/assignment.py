@@ -15,51 +15,64 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ARM_COLOURS = {  # warm: ignores the condition, cool: minds it; grey: controls
-    "independent": "#9aa1a9",
-    "linear": "#b3261e",
-    "linear, within condition": "#2a7f62",
-    "linear, caption price": "#3b76af",
-    "KNN, as published": "#d5752d",
-    "KNN, condition-centred": "#1c9aa0",
-    "semidiscrete": "#c2649a",
-    "semidiscrete, within condition": "#6b55b5",
-    "farthest (control)": "#22262b",
-    "unconditional, linear": "#8a7a55",
+GROUPS = {  # row of panels -> its arms and their colours
+    "ignores the condition": {
+        "independent": "#9aa1a9",
+        "linear": "#b3261e",
+        "KNN, as published": "#d5752d",
+        "semidiscrete": "#c2649a",
+        "farthest (control)": "#22262b",
+        "unconditional, linear": "#8a7a55",
+    },
+    "minds the condition": {
+        "linear, within condition": "#2a7f62",
+        "linear, caption price": "#3b76af",
+        "KNN, condition-centred": "#1c9aa0",
+        "semidiscrete, within condition": "#6b55b5",
+    },
 }
+ARM_COLOURS = {arm: colour for arms in GROUPS.values() for arm, colour in arms.items()}
 
 
 def changes_over_steps(changes: pd.DataFrame, measure: str, unit: str = "%", title: str = "") -> Figure:
-    """How far each arm lies from independent noise over the steps of sampling; a panel for each network and start.
+    """How far each arm lies from independent noise over the steps of sampling.
 
     Args:
-        changes: model, start, arm, measure, steps, change, low, high; arms are moved apart so that bars do not hide.
+        changes: model, start, arm, measure, steps, change, low, high. A column of panels for each network and start, a
+            row for each group of arms; within a panel arms are moved apart so that bars do not hide.
     """
     part = changes[changes["measure"] == measure]
-    panels = list(part.groupby(["model", "start"], sort=False))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 2.2, 3.6), sharey=True, squeeze=False)
-    names = [arm for arm in ARM_COLOURS if arm in set(part["arm"])]
+    columns = list(part.groupby(["model", "start"], sort=False))
+    groups = {group: [arm for arm in arms if arm in set(part["arm"])] for group, arms in GROUPS.items()}
+    groups = {group: arms for group, arms in groups.items() if arms}
+    size = (2.5 * len(columns) + 2.6, 2.5 * len(groups) + 0.7)
+    figure, axes = plt.subplots(len(groups), len(columns), figsize=size, sharex=True, sharey=True, squeeze=False)
     steps = sorted(part["steps"].unique())
-    for ax, ((model, start), rows) in zip(axes[0], panels, strict=True):
-        ax.axhline(0, color="#9aa1a9", linewidth=0.8)
-        for i, arm in enumerate(names):
-            line = rows[rows["arm"] == arm].sort_values("steps")
-            if line.empty:
-                continue
-            places = [steps.index(s) + (i - (len(names) - 1) / 2) * 0.6 / len(names) for s in line["steps"]]
-            spans = [line["change"] - line["low"], line["high"] - line["change"]]
-            bars = spans if line["low"].notna().all() else None
-            ax.errorbar(
-                places, line["change"], bars, fmt="o-", color=ARM_COLOURS[arm], ms=3, lw=1, elinewidth=0.8, label=arm
-            )
-        ax.set(xticks=range(len(steps)), xticklabels=[f"{s:g}" for s in steps], xlabel="steps of sampling")
-        ax.set_title(f"{model}, {start}")
-        ax.set_xlim(-0.5, len(steps) - 0.5)
+    for row, (group, arms) in zip(axes, groups.items(), strict=True):
+        for ax, ((model, start), rows) in zip(row, columns, strict=True):
+            _lines(ax, rows, arms, steps)
+            if ax in axes[0]:
+                ax.set_title(f"{model}, {start}")
+            if ax in axes[-1]:
+                ax.set_xlabel("steps of sampling")
+        handles = [Line2D([], [], marker="o", ms=3, lw=1, color=ARM_COLOURS[arm], label=arm) for arm in arms]
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "alignment": "left"}
+        row[-1].legend(handles=handles, title=group, frameon=False, fontsize=8, title_fontsize=8, **place)
     _signed_ticks(axes[0][0])  # all panels share the axis
-    axes[0][0].set_ylabel(f"change of {measure} ({unit})")
-    handles = [Line2D([], [], marker="o", ms=3, lw=1, color=ARM_COLOURS[arm], label=arm) for arm in names]
-    figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside right center")
+    figure.supylabel(f"change of {measure} ({unit})", fontsize=9)
     return finished(figure, title)
+
+
+def _lines(ax: Axes, rows: pd.DataFrame, arms: list[str], steps: list[int]) -> None:
+    """One panel: a line with bars for each arm."""
+    ax.axhline(0, color="#9aa1a9", linewidth=0.8)
+    for i, arm in enumerate(arms):
+        line = rows[rows["arm"] == arm].sort_values("steps")
+        places = [steps.index(s) + (i - (len(arms) - 1) / 2) * 0.6 / len(arms) for s in line["steps"]]
+        spans = [line["change"] - line["low"], line["high"] - line["change"]]
+        bars = spans if line["low"].notna().all() else None
+        ax.errorbar(places, line["change"], bars, fmt="o-", color=ARM_COLOURS[arm], ms=3, lw=1, elinewidth=0.8)
+    ax.set(xticks=range(len(steps)), xticklabels=[f"{s:g}" for s in steps], xlim=(-0.5, len(steps) - 0.5))
 
 
 def changes_by_arm(changes: pd.DataFrame, measure: str, unit: str = "%", title: str = "") -> Figure:
