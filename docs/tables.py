@@ -41,7 +41,10 @@ TABLES = {
     "08_quirks": "An episode of a short training with one switch of the published code turned.",
     "08_script_curve": "An episode of LAD-TS as published, one task at a time (benchmarks/scheduling.py).",
     "08_sweeps": "An episode of a policy at one point of the published sweeps.",
+    "11_costs": "Assigning noise to one batch, beside the training step of it.",
+    "11_dimensions": "What linear assignment does to pairs of noise and centre crops of latents.",
     "11_immiscible": "A measure of one small network, trained under one arm of noise assignment from one seed.",
+    "11_pairs": "What an arm does to pairs of latents and noise, over two pools, before any training.",
 }
 
 # column -> unit, what it is; "table.column" goes before "column"
@@ -96,6 +99,28 @@ COLUMNS = {
     "arm": ("", "how noise is assigned in training; see the notebook"),
     "measure": ("", "Frechet distance in mini-clip features, prompt correct (share), straightness, and others"),
     "steps": ("updates", "of sampling; 0 where there is none; straightness is told at the most steps"),
+    "11_costs.arm": ("", "how noise is assigned"),
+    "side": ("values", "of the square latents of 16 channels"),
+    "batch": ("rows", "assigned at once"),
+    "seconds": ("s", "of processor time for assigning, one thread"),
+    "step seconds": (
+        "s",
+        "of processor time for a training step without it, measured on 16 rows and taken as linear",
+    ),
+    "share": ("", "of assigning in both together"),
+    "dimension": ("", "of a latent"),
+    "rows": ("", "assigned at once"),
+    "top variance share": ("", "of the leading principal component of the latents"),
+    "mean_cosine": ("", "of latents and their noise"),
+    "distance_reduction": ("", "of the mean distance of latents and noise against independent noise"),
+    "top correlation": ("", "of latents and noise along the leading principal component"),
+    "noise_std": ("", "standard deviation of all values of the noise; 1 if it is normal"),
+    "class_shift": ("standard deviations", "how far the noise of a class lies towards the mean of its latents"),
+    "mean z": ("", "largest deviation of a mean of the noise, in units of what exact noise exceeds once in 1,000"),
+    "std z": ("", "the same for standard deviations"),
+    "mean z in a class": ("", "the same, over the classes"),
+    "std z in a class": ("", "the same, over the classes"),
+    "chi2": ("", "how unevenly a semidiscrete coupling draws the latents, 0 if evenly"),
     "11_immiscible.value": ("", "of the measure"),
     "11_immiscible.seed": ("", "of initial weights, data order, noise and samples: the same for all arms"),
     "switch": ("", "that is turned; a name with Q and a number is a quirk of the published code"),
@@ -103,6 +128,7 @@ COLUMNS = {
     name: ("", what) if name.endswith("share") else ("s", f"{what} {DELAY}" if "fifth" not in name else f"mean, {what}")
     for name, what in MEASURES.items()
 }
+COLUMNS |= {f"r{i}": ("", f"correlation of latents and noise along their principal component {i}") for i in range(1, 9)}
 COLUMNS |= {f"{table}.seed": ("", "of the training; rules have 0") for table in TABLES if table.startswith("08")}
 PROMPTS_OF = {"07_links": "link_prompts", "07_rates": "rate_prompts", "07_ratios": "ratio_prompts"}
 

@@ -87,6 +87,25 @@ TABLES = {
         "11_immiscible/results",
         ["model", "start", "arm", "seed", "measure", "steps", "value"],
     ),
+    "11_pairs": (
+        "11_immiscible/pairs",
+        [
+            *("arm", "mean_cosine", "distance_reduction", "noise_std", "class_shift"),
+            *(f"r{i}" for i in range(1, 9)),
+            *("mean z", "std z", "mean z in a class", "std z in a class", "chi2"),
+        ],
+    ),
+    "11_dimensions": (
+        "11_immiscible/dimensions",
+        [
+            *("side", "dimension", "rows", "top variance share"),
+            *("mean_cosine", "distance_reduction", "top correlation"),
+        ],
+    ),
+    "11_costs": (
+        "11_immiscible/costs",
+        ["arm", "model", "side", "batch", "seconds", "step seconds", "share"],
+    ),
     "13_pairs": (
         "13_planned_trees/pairs/scores",
         ["variant", "public", "personal", "common_step", "seed", "similarity", "clip", *SCHEDULE_COLUMNS],

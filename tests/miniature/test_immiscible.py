@@ -163,6 +163,10 @@ def test_verdicts_read_the_table_whatever_its_sign():
     assert judged.loc["linear", "change there"] == pytest.approx(-40, abs=2)
     assert "result is confirmed on" in claims.conclusion(table)[-1]
 
+    inverted = claims.conclusion(results_of(aware | unaware | {study.FARTHEST: [-9, -9, 0, 0]}))[-1]
+    assert "is not for flow" in inverted
+    assert "too few arms" in inverted
+
     good, bad = [-30, -10, 0, 0], [10, 20, 30, 30]
     swapped = results_of(dict.fromkeys(claims.UNAWARE, good) | dict.fromkeys(claims.AWARE, bad))
     assert "not confirmed" in claims.conclusion(swapped)[-1]
@@ -191,17 +195,19 @@ def test_the_conclusion_tells_which_arms_draw_what_was_asked():
     rng = np.random.default_rng(1)
     shares = {INDEPENDENT: 0.5, LINEAR: 0.4, study.WITHIN: 0.56, study.CENTRED_KNN: 0.5}
     rows = [
-        ["flow", "scratch", arm, seed, "prompt correct", steps, share + rng.normal(0, 0.005)]
+        ["flow", "scratch", arm, seed, measure, steps, share + rng.normal(0, 0.001)]
+        for measure in ("prompt correct", "class mean error")
         for seed in range(5)
         for steps in (4, 48)
         for arm, share in shares.items()
     ]
     distances = results_of({arm: [-30, -10, 0, 0] for arm in list(shares)[1:]})
     sentences = claims.conclusion(pd.concat([distances, pd.DataFrame(rows, columns=distances.columns)]))
-    assert sentences[1] == (
-        "At 48 steps 50 % of its images show what was asked with independent noise; more with linear, within "
-        "condition (+6 points); fewer with linear (-10 points)."
-    )
+    assert sentences[1:3] == [
+        "At 48 steps 50 % of its images show what was asked with independent noise; more with: linear, within "
+        "condition (+6 points); fewer with: linear (-10 points).",
+        "Its class means are further off with: linear, within condition (+12 %); closer with: linear (-20 %).",
+    ]
 
 
 @pytest.mark.slow

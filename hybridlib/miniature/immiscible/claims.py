@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ...runs import Interval, percent_above, t_interval
-from .study import INDEPENDENT, UNCONDITIONAL
+from .study import FARTHEST, INDEPENDENT, UNCONDITIONAL
 
 FEW, MANY = 4, 28  # steps of sampling: few are at most, many at least
 MARGIN = 5.0  # per cent by which many-step distance may rise at most if the guard is to hold
@@ -95,17 +95,20 @@ def conclusion(results: pd.DataFrame) -> list[str]:
 
 
 def _asked(found: pd.DataFrame) -> list[str]:
-    """Which arms draw more or fewer images that show what was asked, at the most steps; if any arm was asked."""
-    shares = found[found["measure"] == POINTS]
-    shares = shares[shares["steps"] == shares["steps"].max()]
-    if shares.empty:
-        return []
-    more, fewer = shares[shares["low"] > 0], shares[shares["high"] < 0]
-    return [
-        f"At {shares['steps'].iloc[0]} steps {100 * shares['baseline'].iloc[0]:.0f} % of its images show what was "
-        f"asked with independent noise; more with {_names(more, 'change', 'points')}; fewer with "
-        f"{_names(fewer, 'change', 'points')}."
-    ]
+    """Which arms draw more or fewer images that show what was asked, and class means further off, at the most steps."""
+    rows = found[found["steps"] == found["steps"].max()]
+    shares, errors = (rows[rows["measure"] == name] for name in (POINTS, "class mean error"))
+    sentences = []
+    if not shares.empty:
+        more, fewer = _names(shares[shares["low"] > 0], POINTS), _names(shares[shares["high"] < 0], POINTS)
+        sentences.append(
+            f"At {shares['steps'].iloc[0]} steps {100 * shares['baseline'].iloc[0]:.0f} % of its images show what was "
+            f"asked with independent noise; more with: {more}; fewer with: {fewer}."
+        )
+    if not errors.empty:
+        more, less = _names(errors[errors["low"] > 0], "error"), _names(errors[errors["high"] < 0], "error")
+        sentences.append(f"Its class means are further off with: {more}; closer with: {less}.")
+    return sentences
 
 
 GUARDS = ("holds", "fails", "cannot be told")
@@ -114,23 +117,35 @@ UNAWARE = ("linear", "KNN, as published", "semidiscrete")
 
 
 def _section_seven(judged: pd.DataFrame) -> str:
-    """Is there a few-step gain with the guard holding for condition-aware arms alone?"""
-    scratch = judged[judged["start"] == "scratch"]
+    """Is there a few-step gain with the guard holding for condition-aware arms alone?
+
+    Networks whose control, noise assigned the wrong way, is not worse at few steps are left out: what their distances
+    measure is something else.
+    """
+    scratch, told = judged[judged["start"] == "scratch"], ""
+    control = scratch[scratch["arm"] == FARTHEST]
+    if failed := control[control["few steps"] != "no"]["model"].tolist():
+        scratch = scratch[~scratch["model"].isin(failed)]
+        told = (
+            f"The control, noise assigned the wrong way, must be worse at few steps and is not for "
+            f"{' and '.join(failed)}: its distances say nothing about assignment, and it is left out of what follows. "
+        )
     aware, unaware = (scratch[scratch["arm"].isin(names)] for names in (AWARE, UNAWARE))
     if aware.empty or unaware.empty:
-        return "The table holds too few arms to say whether only condition-aware assignment keeps the guard."
+        return f"{told}The table holds too few arms to say whether only condition-aware assignment keeps the guard."
     good = (aware["few steps"] == "yes") & (aware["guard"] == "holds")
     bad = unaware["guard"] == "fails"
     word = "not confirmed"
     if good.any() and bad.any():
         word = "confirmed" if good.all() and bad.all() else "confirmed in part"
     return (
-        f"A gain at few steps with the guard holding was found for {good.sum()} of {len(good)} condition-aware arms, "
-        f"and the guard failed for {bad.sum()} of {len(bad)} arms that ignore the condition: the reference's result is "
-        f"{word} on these images."
+        f"{told}A gain at few steps with the guard holding was found for {good.sum()} of {len(good)} condition-aware "
+        f"arms, and the guard failed for {bad.sum()} of {len(bad)} arms that ignore the condition: the reference's "
+        f"result is {word} on these images."
     )
 
 
-def _names(part: pd.DataFrame, column: str = "change there", unit: str = "%") -> str:
-    told = [f"{arm} ({change:+.0f} {unit})" for arm, change in zip(part["arm"], part[column], strict=True)]
+def _names(part: pd.DataFrame, measure: str = "") -> str:
+    changes, unit = part["change" if measure else "change there"], "points" if measure == POINTS else "%"
+    told = [f"{arm} ({change:+.0f} {unit})" for arm, change in zip(part["arm"], changes, strict=True)]
     return ", ".join(told) or "none"

@@ -43,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    from .mechanism import measured
+
     print(f"wrote {len(study.results())} rows to {folder / 'results.parquet'}")
+    print(f"wrote {', '.join(measured(study))}")
     return 0
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ...study.pieces import written
 from ...training.assignment import assign_noise, class_means
 from ...training.denoising_loss import Assignment, Pairs
 from ...training.loop import Draw
@@ -24,6 +25,12 @@ MEASURED_ROWS = 16  # of the training step that stands for larger ones
 CROPS = (2, 4, 8)  # sides of latents
 
 
+def measured(study: Study) -> dict[str, pd.DataFrame]:
+    """The tables below, by the name under which they are written to the folder of the study."""
+    tables = {"pairs": statistics(study), "dimensions": dimensions(study), "costs": costs(study)}
+    return {name: written(table, study.folder, name, study.parameters) for name, table in tables.items()}
+
+
 def statistics(study: Study) -> pd.DataFrame:
     """One row per arm: what its pairs look like over two pools, and whether the noise is still normal.
 
@@ -34,7 +41,7 @@ def statistics(study: Study) -> pd.DataFrame:
     p, (latents, labels) = study.parameters, study.objects
     classes = labels.unique()
     means = class_means(latents, torch.searchsorted(classes, labels))
-    components, shares = principal_components(latents, COMPONENTS)
+    components, _ = principal_components(latents, COMPONENTS)
     rows = []
     for arm in dict.fromkeys([*p.flow_arms, *p.epsilon_arms]):
         if arm.startswith(UNCONDITIONAL):
@@ -52,9 +59,7 @@ def statistics(study: Study) -> pd.DataFrame:
         coupling = assignment.coupling
         found["chi2"] = float("nan") if coupling is None else coupling.chi_squared()
         rows.append({"arm": arm} | found)
-    table = pd.DataFrame(rows)
-    table.attrs["variance_shares"] = shares.tolist()
-    return table
+    return pd.DataFrame(rows)
 
 
 def dimensions(study: Study) -> pd.DataFrame:
