@@ -14,6 +14,7 @@ from hybridlib.compression import claims as compression_claims
 from hybridlib.compression import grids as compression_grids
 from hybridlib.compression import rates
 from hybridlib.hybrid import claims, hiqm, planning, schedules, validation
+from hybridlib.miniature.immiscible import claims as immiscible_claims
 from hybridlib.paths import MODELS, PUBLISHED, ROOT
 from hybridlib.scheduling.study import claims as scheduling_claims
 from hybridlib.scheduling.study import front, price
@@ -131,6 +132,34 @@ def test_shipped_models():
         f"against a negative prompt in {one_negative:.0f} and {two_negative:.0f} %",
         f"text-to-image top-1 among 100 captions: {100 * clip['retrieval top-1 of 100']:.1f} %",
         f"{100 * judge['held-out accuracy']:.2f} % of scenes",
+    )
+
+
+def test_immiscible():
+    found = immiscible_claims.changes(results.load("11_immiscible")).query("model == 'flow' and start == 'scratch'")
+    found = found.set_index(["arm", "measure", "steps"])
+    assert found["seeds"].eq(5).all()
+
+    def of(arm: str, measure: str, steps: int) -> pd.Series:
+        return found.loc[(arm, measure, steps)]
+
+    straight = {arm: -of(arm, "straightness", 48)["change"] for arm in found.index.unique("arm")}
+    knn = [round(value) for arm, value in straight.items() if "KNN" in arm]
+    assigned = [round(value) for arm, value in straight.items() if "KNN" not in arm and "farthest" not in arm]
+    within = [of(f"{arm}, within condition", "Frechet distance", 2) for arm in ("linear", "semidiscrete")]
+    assert all(row["high"] < 0 for row in within)
+    worse, last = (of(arm, "Frechet distance", 48) for arm in ("linear", "linear, within condition"))
+    says(
+        f"{min(assigned)} to {max(assigned)} % straighter (KNN: {min(knn)} to {max(knn)} %)",
+        f"two-step images {-within[0]['change']:.0f} to {-within[1]['change']:.0f} % better",
+        f"gains almost as much ({-of('linear', 'Frechet distance', 2)['change']:.0f} %)",
+        f"at 48 steps {-of('linear', 'prompt correct', 48)['change']:.0f} fewer of 100 images",
+        f"the distance is {worse['change']:.0f} % larger",
+        f"by {last['change']:+.0f} %, with an interval from {last['low']:.0f} to {last['high']:+.0f} %",
+    )
+    assert (
+        "must be worse at few steps and is not for epsilon"
+        in immiscible_claims.conclusion(results.load("11_immiscible"))[-1]
     )
 
 

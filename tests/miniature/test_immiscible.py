@@ -169,7 +169,11 @@ def test_verdicts_read_the_table_whatever_its_sign():
 
     good, bad = [-30, -10, 0, 0], [10, 20, 30, 30]
     swapped = results_of(dict.fromkeys(claims.UNAWARE, good) | dict.fromkeys(claims.AWARE, bad))
-    assert "not confirmed" in claims.conclusion(swapped)[-1]
+    assert "result is refuted on" in claims.conclusion(swapped)[-1]
+    wide = {arm: [-30, -10, 0, 8] for arm in claims.AWARE}  # worse than the margin allows, but within it at 28 steps
+    assert "refuted" in claims.conclusion(results_of(wide | unaware))[-1]
+    unsure = results_of(dict.fromkeys(claims.AWARE, (0, 0, 0, 0)) | unaware)
+    assert "result is neither" in claims.conclusion(unsure)[-1]
     few = results_of(aware | unaware, seeds=2)
     assert claims.conclusion(few) == [
         "With 2 paired seeds nothing can be told; verdicts need 5 (profile miniature-full)."

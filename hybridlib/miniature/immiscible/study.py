@@ -244,7 +244,7 @@ class Study:
     def _key(self, piece: Piece) -> str:
         """Everything that decides a piece; which other arms and seeds there are does not."""
         p = self.parameters
-        lists = {"profile", "seeds", "flow_arms", "epsilon_arms", "finetune_arms"}
+        lists = {"profile", "figures_from", "seeds", "flow_arms", "epsilon_arms", "finetune_arms"}
         facts = {name: v for name, v in p.model_dump().items() if name not in lists and not name.startswith("cost_")}
         return digest(VERSION, facts, piece._asdict())
 

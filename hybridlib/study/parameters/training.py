@@ -54,7 +54,7 @@ class ImmiscibleParameters(Parameters):
     step_counts: list[Annotated[int, Field(ge=1, le=1000)]] = Field([1, 4], min_length=2)  # of sampling, rising
     cost_batch_sizes: list[Annotated[int, Field(ge=2, le=16384)]] = Field([64, 128], min_length=1)
     cost_latent_sizes: list[Annotated[int, Field(ge=4, le=64, multiple_of=4)]] = Field([8], min_length=1)
-    figures_from: Literal["shipped", "own"] = "own"
+    figures_from: Literal["shipped", "own"] = "shipped"
 
     @model_validator(mode="after")
     def _arms_can_be_compared(self) -> Self:
