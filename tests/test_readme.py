@@ -15,6 +15,7 @@ from hybridlib.compression import grids as compression_grids
 from hybridlib.compression import rates
 from hybridlib.hybrid import claims, hiqm, planning, schedules, validation
 from hybridlib.miniature.immiscible import claims as immiscible_claims
+from hybridlib.miniature.immiscible.study import CENTRED_KNN
 from hybridlib.paths import MODELS, PUBLISHED, ROOT
 from hybridlib.scheduling.study import claims as scheduling_claims
 from hybridlib.scheduling.study import front, price
@@ -148,6 +149,10 @@ def test_immiscible():
     assigned = [round(value) for arm, value in straight.items() if "KNN" not in arm and "farthest" not in arm]
     within = [of(f"{arm}, within condition", "Frechet distance", 2) for arm in ("linear", "semidiscrete")]
     assert all(row["high"] < 0 for row in within)
+    means = found.xs(("class mean error", 48), level=("measure", "steps"))
+    unaware, aware = means.loc[list(immiscible_claims.UNAWARE)], means.loc[[*immiscible_claims.AWARE, CENTRED_KNN]]
+    assert (unaware["low"] > 0).all()
+    assert (aware["low"] < 0).all()
     worse, last = (of(arm, "Frechet distance", 48) for arm in ("linear", "linear, within condition"))
     says(
         f"{min(assigned)} to {max(assigned)} % straighter (KNN: {min(knn)} to {max(knn)} %)",
@@ -155,6 +160,7 @@ def test_immiscible():
         f"gains almost as much ({-of('linear', 'Frechet distance', 2)['change']:.0f} %)",
         f"at 48 steps {-of('linear', 'prompt correct', 48)['change']:.0f} fewer of 100 images",
         f"the distance is {worse['change']:.0f} % larger",
+        f"({unaware['change'].min():.0f} to {unaware['change'].max():.0f} % further off, for none that mind it)",
         f"by {last['change']:+.0f} %, with an interval from {last['low']:.0f} to {last['high']:+.0f} %",
     )
     assert (

@@ -22,7 +22,7 @@ def test_the_description_is_what_the_tables_give():
 @pytest.mark.parametrize("path", tables.paths(), ids=lambda path: path.name)
 def test_every_column_is_described(path):
     section = TEXT.split(f"## {path.name}\n", 1)[1].split("\n## ", 1)[0]
-    described = re.findall(r"^\| `(\w+)` \| [^|]* \| [^|]+ \| [^|]{4,} \|$", section, re.MULTILINE)
+    described = re.findall(r"^\| `([\w ]+)` \| [^|]* \| [^|]+ \| [^|]{4,} \|$", section, re.MULTILINE)
     assert described == list(tables.read(path).columns)
 
 
