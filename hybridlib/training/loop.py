@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -240,6 +241,7 @@ def _accelerator(recipe: Recipe, taking_turns: bool) -> Accelerator:
         precision = "bf16" if _multiplies_bf16() else "no"
     # Several processes wait for each other's gradients, also of a part whose turn it is not, unless told to look.
     look = [DistributedDataParallelKwargs(find_unused_parameters=True)] if taking_turns else []
+    AcceleratorState._reset_state()  # accelerate keeps the precision of one training for all later ones of a process
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=look)
     if recipe.parts % accelerator.num_processes or recipe.batch_size % recipe.parts:
         raise ValueError(

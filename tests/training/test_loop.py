@@ -75,6 +75,13 @@ def test_equals_plain_torch_bit_for_bit(tmp_path):
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])  # it did learn
 
 
+def test_a_training_has_its_own_precision_whatever_ran_before_it(tmp_path):
+    """One process trains one model after another: `hybridlib`'s students and their teachers' decoders do."""
+    small_run(tmp_path / "before", RECIPE._replace(precision="bf16"))
+    _, history = small_run(tmp_path / "after")
+    assert history.losses == by_hand(RECIPE)[1]
+
+
 @pytest.mark.parametrize("recipe", [RECIPE, RECIPE._replace(ema_decay=0.0, parts=2, schedule="constant")])
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch, recipe):
     whole, history = small_run(tmp_path / "whole", recipe)
