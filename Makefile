@@ -45,7 +45,7 @@ test: env  ## the quick tests, then the quick notebooks against their stored out
 	$(PYTEST) -m "not slow"
 	$(NBVAL) $(filter-out $(LONG), $(wildcard notebooks/*.ipynb))
 
-test-slow: env $(VENV)/.site  ## the rest: trainings, killed runs, null data, every shipped number measured again, the site, the longer notebooks
+test-slow: env $(VENV)/.site $(VENV)/.ray  ## the rest: trainings, killed runs, null data, every shipped number measured again, Ray, the site, the longer notebooks
 	$(PYTEST) -m slow
 	$(NBVAL) $(LONG)
 
