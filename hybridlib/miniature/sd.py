@@ -28,7 +28,7 @@ from .vae import for_sd, shipped
 PRECISION = "no"
 # At a constant rate, which a longer training only has to go on with, then at a falling one.
 RECIPE = Recipe(
-    steps=9500,
+    steps=4000,
     batch_size=64,
     learning_rate=2e-3,
     seed=23,

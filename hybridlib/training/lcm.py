@@ -127,10 +127,10 @@ def consistency_loss(
         noisy = scheduler.add_noise(clean, noise, start)
         mine = _answer(model.student, noisy, start, text, told, kept, kind)
         with torch.no_grad():
-            cond = _both(teacher, noisy, start, text, None, kept, kind)
-            free = _both(teacher, noisy, start, unconditional.expand_as(text), None, kept, kind)
+            texts = torch.cat([text, unconditional.expand_as(text)])
+            twice = _both(teacher, torch.cat([noisy] * 2), torch.cat([start] * 2), texts, None, kept, kind)
             by = weights[:, None, None, None]
-            image, residue = (yes + by * (yes - no) for yes, no in zip(cond, free, strict=True))
+            image, residue = (yes + by * (yes - no) for yes, no in (part.chunk(2) for part in twice))
             left = kept.to(device)[end][:, None, None, None]
             stepped = left.sqrt() * image + (1 - left).sqrt() * residue
             theirs = _answer(model.target, stepped, end, text, told, kept, kind)
