@@ -90,6 +90,17 @@ def test_one_sentence_names_file_key_and_rule(tmp_path, text, message):
             "finetune_arms: [independent, 'unconditional, linear']",
             "finetune_arms = .*: fine-tuning starts from a conditional model",
         ),
+        (
+            "09_hybrid_sd",
+            'small_first: ["5,19"]',
+            "small_first = '5,19': must sum to num_inference_steps = 25, makes 24",
+        ),
+        ("09_hybrid_sd", 'splits: ["5,20", "10,15", "25,0"]', "splits = .*: must contain '0,25', one denoiser alone"),
+        ("09_hybrid_sd", 'splits: ["five,20", "0,25", "25,0"]', r"splits\[0\] = 'five,20': string should match"),
+        ("09_hybrid_sd", 'thinned: ["4,2,18"]', r"thinned\[0\] = '4,2,18': string should match"),
+        ("09_hybrid_sd", "seeds: [1]", "seeds = .*: list should have at least 2 items"),
+        ("09_hybrid_sd", "solver: pndm", "solver = 'pndm': input should be 'model', 'dpm-solver"),
+        ("09_hybrid_sd", 'codecs: ["zip"]', "codecs = 'zip': "),
     ],
 )
 def test_studies_refuse_what_they_cannot_run(tmp_path, name, text, message):

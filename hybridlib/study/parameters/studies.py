@@ -341,6 +341,7 @@ STUDIES: dict[str, type[Parameters]] = {
         HiqmParameters,
         CompressionParameters,
         SchedulingParameters,
+        SplitParameters,
         CompactModelsParameters,
         ImmiscibleParameters,
         FullSizeParameters,
