@@ -41,6 +41,8 @@ TABLES = {
     "08_quirks": "An episode of a short training with one switch of the published code turned.",
     "08_script_curve": "An episode of LAD-TS as published, one task at a time (benchmarks/scheduling.py).",
     "08_sweeps": "An episode of a policy at one point of the published sweeps.",
+    "09_hybrid_sd": "An image that a large and a small denoiser made together, and how far it is from the large one's.",
+    "09_mixtures": "An image with a shared start, a handoff to the small denoiser and a codec, in all mixtures.",
     "11_costs": "Assigning noise to one batch, beside the training step of it.",
     "11_dimensions": "What linear assignment does to pairs of noise and centre crops of latents.",
     "11_immiscible": "A measure of one small network, trained under one arm of noise assignment from one seed.",
@@ -85,6 +87,19 @@ COLUMNS = {
     "latent_mse": ("", "mean squared error of the decoded latents"),
     "psnr": ("dB", "of the final image's luma against the run without coding"),
     "ssim": ("", "structural similarity of the final image's luma with the run without coding, at most 1"),
+    "large_steps": ("updates", "of the large denoiser, extrapolated ones too"),
+    "split": ("", "updates of the large and of the small denoiser, or p,k,alpha,s of a thinned one"),
+    "correct": ("", "1 if mini-judge reads every object of the prompt with its colour and shape, else 0"),
+    "attributes": ("", "share of what the prompt says that mini-judge reads"),
+    "rmse": ("", "root mean squared error of the image's luma, 0..1, against the large denoiser's of the same seed"),
+    "09_hybrid_sd.ssim": ("", "structural similarity with the large denoiser's image of the same seed, at most 1"),
+    "09_hybrid_sd.method": ("", "who goes first, or how the large denoiser's updates are thinned"),
+    "09_hybrid_sd.common_step": ("updates", "before the denoiser changes; all of them where it does not"),
+    "09_hybrid_sd.personal": ("", "place among the prompts of this table (below)"),
+    "09_hybrid_sd.sigma": ("", "share of noise in the latents where the denoiser changes, 0 (image) .. 1 (noise)"),
+    "09_mixtures.personal": ("", PERSONAL),
+    "09_mixtures.codec": ("", "on the link: its specification, or fp16 for 16-bit floats"),
+    "09_mixtures.step": ("updates", "before the latents cross to the small denoiser"),
     "method": ("", "learner, rule, or `lower bound`, which no policy can beat"),
     "policy": ("", "learner, rule, or `lower bound`, which no policy can beat"),
     "trained": ("episodes", "of training; 0 for rules and for our scheduler, which is fitted"),
@@ -130,7 +145,12 @@ COLUMNS = {
 }
 COLUMNS |= {f"r{i}": ("", f"correlation of latents and noise along their principal component {i}") for i in range(1, 9)}
 COLUMNS |= {f"{table}.seed": ("", "of the training; rules have 0") for table in TABLES if table.startswith("08")}
-PROMPTS_OF = {"07_links": "link_prompts", "07_rates": "rate_prompts", "07_ratios": "ratio_prompts"}
+PROMPTS_OF = {
+    "07_links": "link_prompts",
+    "07_rates": "rate_prompts",
+    "07_ratios": "ratio_prompts",
+    "09_hybrid_sd": "personal_prompts",
+}
 
 
 def main() -> int:
@@ -199,7 +219,7 @@ def _section(path: Path) -> str:
         settings = settings_of(name)
         prompts = PromptSet.load(settings["prompts"]).personal
         listed = "; ".join(f"{i}: {prompts[p]}" for i, p in enumerate(settings[PROMPTS_OF[name]]))
-        lines.append(f"\nPrompts of `prompt_index`: {listed}.")
+        lines.append(f"\nPrompts by place: {listed}.")
     return "\n".join(lines) + "\n"
 
 

@@ -83,6 +83,17 @@ TABLES = {
     ),
     "08_sweeps": ("08_lad_ts/sweeps", ["axis", "value", "load", "policy", "trained", "seed", "episode", "mean_s"]),
     "08_quirks": ("08_lad_ts/quirks", ["switch", "seed", "episode", "delay_s"]),
+    "09_hybrid_sd": (
+        "09_hybrid_sd/scores",
+        [
+            *("method", "split", "large_steps", "common_step", "personal", "seed"),
+            *("correct", "attributes", "clip", "rmse", "ssim", *SCHEDULE_COLUMNS),
+        ],
+    ),
+    "09_mixtures": (
+        "09_hybrid_sd/mixtures",
+        ["common_step", "split", "codec", "step", "personal", "seed", "correct", "attributes", "clip"],
+    ),
     "11_immiscible": (
         "11_immiscible/results",
         ["model", "start", "arm", "seed", "measure", "steps", "value"],
