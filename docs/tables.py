@@ -95,8 +95,13 @@ COLUMNS = {
     "09_hybrid_sd.ssim": ("", "structural similarity with the large denoiser's image of the same seed, at most 1"),
     "09_hybrid_sd.method": ("", "who goes first, or how the large denoiser's updates are thinned"),
     "09_hybrid_sd.common_step": ("updates", "before the denoiser changes; all of them where it does not"),
-    "09_hybrid_sd.personal": ("", "place among the prompts of this table (below)"),
+    "09_hybrid_sd.personal": ("", PERSONAL),
     "09_hybrid_sd.sigma": ("", "share of noise in the latents where the denoiser changes, 0 (image) .. 1 (noise)"),
+    "09_hybrid_sd.share": ("", "of the multiply-adds of the large denoiser alone"),
+    "cloud_macs": ("multiply-adds", "of the large denoiser for this image; of a shared start, its part"),
+    "edge_macs": ("multiply-adds", "of the small denoiser for this image"),
+    "macs": ("multiply-adds", "of both"),
+    "09_mixtures.message_bytes": ("bytes", "of the latents on the link, mean over prompts; 0 where nothing crosses"),
     "09_mixtures.personal": ("", PERSONAL),
     "09_mixtures.codec": ("", "on the link: its specification, or fp16 for 16-bit floats"),
     "09_mixtures.step": ("updates", "before the latents cross to the small denoiser"),
@@ -145,12 +150,7 @@ COLUMNS = {
 }
 COLUMNS |= {f"r{i}": ("", f"correlation of latents and noise along their principal component {i}") for i in range(1, 9)}
 COLUMNS |= {f"{table}.seed": ("", "of the training; rules have 0") for table in TABLES if table.startswith("08")}
-PROMPTS_OF = {
-    "07_links": "link_prompts",
-    "07_rates": "rate_prompts",
-    "07_ratios": "ratio_prompts",
-    "09_hybrid_sd": "personal_prompts",
-}
+PROMPTS_OF = {"07_links": "link_prompts", "07_rates": "rate_prompts", "07_ratios": "ratio_prompts"}
 
 
 def main() -> int:
@@ -219,7 +219,7 @@ def _section(path: Path) -> str:
         settings = settings_of(name)
         prompts = PromptSet.load(settings["prompts"]).personal
         listed = "; ".join(f"{i}: {prompts[p]}" for i, p in enumerate(settings[PROMPTS_OF[name]]))
-        lines.append(f"\nPrompts by place: {listed}.")
+        lines.append(f"\nPrompts of `prompt_index`: {listed}.")
     return "\n".join(lines) + "\n"
 
 

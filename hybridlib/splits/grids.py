@@ -7,7 +7,7 @@ one go first (arXiv 2408.06646), T-Stitch the small one (arXiv 2402.14167), and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 
@@ -176,16 +176,19 @@ def divisions(
 
 
 def grid(
-    prompts: Iterable[str], seeds: Sequence[int], chosen: Sequence[Division], guidance_scale: float = 7.0
+    prompts: Mapping[int, str], seeds: Sequence[int], chosen: Sequence[Division], guidance_scale: float = 7.0
 ) -> pd.DataFrame:
     """A row for every division, prompt and seed.
 
+    Args:
+        prompts: by their place in the prompt set.
+
     Returns:
         Columns path, method, split, large_steps (updates of the large denoiser), common_step (updates before the first
-        handoff), personal (index of the prompt), prompt, seed, trajectory.
+        handoff), personal (place of the prompt), prompt, seed, trajectory.
     """
     rows = []
-    for division, (index, prompt), seed in product(chosen, enumerate(prompts), seeds):
+    for division, (index, prompt), seed in product(chosen, prompts.items(), seeds):
         folder = f"{division.method} {division.label}".replace(" ", "_")
         rows.append(
             {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,16 +17,19 @@ import pandas as pd
 
 from ..denoising.trajectory import Trajectory
 from ..denoising.tree import Tree
+from ..files import write_table
+from ..study import runner
 from .costs import HALF
-from .grids import LARGE, SMALL, Division, large_first
+from .grids import LARGE, LARGE_FIRST, SMALL, Division, large_first
 
 if TYPE_CHECKING:
     from ..codecs import Codec
     from ..denoising.denoisers import GuidedDenoiser
     from ..denoising.hybrid_call import HybridPipeline
+    from ..metrics import Metric
     from ..prompts import PromptSet
-    from ..study.parameters import Settings
-    from ..study.runner import Models
+    from ..study.parameters import SamplingParameters, Settings
+    from ..study.runner import Models, Outcome
 
 MIXTURE = ["common_step", "split", "codec"]
 UNCODED = "fp16"
@@ -86,6 +90,35 @@ def _trajectory(
     return path if codec is None else path.with_codec(division.large_steps, codec)
 
 
+def run(
+    table: pd.DataFrame,
+    pipeline: HybridPipeline,
+    folder: Path,
+    parameters: SamplingParameters,
+    metrics: Sequence[Metric],
+    codecs: Sequence[Codec],
+    models: Models,
+    denoisers: Mapping[str, GuidedDenoiser],
+) -> tuple[pd.DataFrame, Outcome]:
+    """Images, scores and costs of a grid; writes `mixtures.parquet`.
+
+    Args:
+        denoisers: by the names of `grids`.
+
+    Returns:
+        The scores with columns message_bytes, cloud_macs and edge_macs, each the same in all rows of a mixture.
+    """
+    sizes = message_bytes(pipeline, table, codecs, parameters.settings(), models)
+    work = compute(table, denoisers, parameters.image_size)
+    scores, outcome = runner.run(table, pipeline, folder, parameters, metrics, "mixtures", models)
+    attrs = scores.attrs
+    for costs in (sizes, work):
+        scores = scores.merge(costs, on=MIXTURE, validate="many_to_one")
+    scores.attrs = attrs
+    write_table(scores, folder / "mixtures.parquet")
+    return scores, outcome
+
+
 def message_bytes(
     pipeline: HybridPipeline, table: pd.DataFrame, codecs: Iterable[Codec], settings: Settings, models: Models
 ) -> pd.DataFrame:
@@ -140,12 +173,11 @@ def compute(table: pd.DataFrame, denoisers: Mapping[str, GuidedDenoiser], image_
     return pd.DataFrame(rows, columns=[*MIXTURE, "cloud_macs", "edge_macs"])
 
 
-def summary(scores: pd.DataFrame, value: str, sizes: pd.DataFrame, work: pd.DataFrame) -> pd.DataFrame:
+def summary(scores: pd.DataFrame, value: str) -> pd.DataFrame:
     """Each mixture with its quality, what it costs, and whether it is on a Pareto front.
 
     Args:
-        scores: rows of `grid` with a column `value`, higher being better.
-        sizes, work: as `message_bytes` and `compute` return them.
+        scores: as `run` returns them, with a column `value`, higher being better.
 
     Returns:
         One row per mixture: common_step, split, codec, quality (mean), low, high (95 % over seeds), message_bytes,
@@ -158,10 +190,36 @@ def summary(scores: pd.DataFrame, value: str, sizes: pd.DataFrame, work: pd.Data
     wide = per_seed.unstack("seed")
     found = [t_interval(row) for row in wide.to_numpy(float)]
     table = pd.DataFrame(found, index=wide.index, columns=["quality", "low", "high"]).reset_index()
-    table = table.merge(sizes, on=MIXTURE, validate="one_to_one").merge(work, on=MIXTURE, validate="one_to_one")
+    spent = scores.drop_duplicates(MIXTURE)[[*MIXTURE, "message_bytes", "cloud_macs", "edge_macs"]]
+    table = table.merge(spent, on=MIXTURE, validate="one_to_one")
     costs = ["edge_macs", "message_bytes"]
     fronts = {"front": costs, "front_with_cloud": [*costs, "cloud_macs"]}
     return table.assign(**{name: undominated(table, "quality", axes) for name, axes in fronts.items()})
+
+
+def memory_kept(scores: pd.DataFrame, mixed: pd.DataFrame, value: str) -> pd.DataFrame:
+    """What it is worth that the solver remembers its last output where the denoiser changes.
+
+    Args:
+        scores: as `quality.run` returns them, under handoff "keep".
+        mixed: as `run` returns them, where the solver begins anew; its uncoded mixtures without a shared start are the
+            same generations otherwise.
+
+    Returns:
+        One row per split that both have: split, kept, anew, difference (kept less anew, seed by seed), low, high.
+    """
+    from ..runs import t_interval
+
+    keys = ["split", "personal", "seed"]
+    plain = mixed[(mixed["common_step"] == 0) & (mixed["codec"] == UNCODED)]
+    first = scores[scores["method"] == LARGE_FIRST]
+    both = first[[*keys, value]].merge(plain[[*keys, value]], on=keys, suffixes=("_kept", "_anew"))
+    means = both.groupby(["split", "seed"], sort=False)[[f"{value}_kept", f"{value}_anew"]].mean()
+    rows = []
+    for split, part in means.groupby("split", sort=False):
+        kept, anew = part[f"{value}_kept"], part[f"{value}_anew"]
+        rows.append((split, kept.mean(), anew.mean(), *t_interval(kept - anew)))
+    return pd.DataFrame(rows, columns=["split", "kept", "anew", "difference", "low", "high"])
 
 
 def undominated(table: pd.DataFrame, value: str, costs: Sequence[str]) -> np.ndarray:

@@ -37,18 +37,30 @@ def run(
     parameters: SamplingParameters,
     metrics: Sequence[Metric],
     models: Models,
+    spent: pd.DataFrame,
     name: str = "scores",
 ) -> tuple[pd.DataFrame, Outcome]:
     """Images and scores of a grid, and how far each image is from the large denoiser's; writes `<name>.parquet`.
 
+    Args:
+        spent: costs of each division, as `costs.cost_table` returns them.
+
     Returns:
         The scores with columns rmse (0..1) and ssim against the image of the large denoiser alone, same prompt and
-        seed; `sigma` is the noise level at the first handoff.
+        seed, and those of `spent`; `sigma` is the noise level at the first handoff.
     """
     scores, outcome = runner.run(table, pipeline, folder, parameters, metrics, name, models)
-    scores = beside_large(scores, folder)
+    attrs = scores.attrs
+    scores = beside_large(scores, folder).merge(spent, on=SPLIT, validate="many_to_one")
+    scores.attrs = attrs
     write_table(scores, folder / f"{name}.parquet")
     return scores, outcome
+
+
+def costs_of(scores: pd.DataFrame) -> pd.DataFrame:
+    """The costs of each division, as `run` wrote them into its table: method, split, and what is computed for them."""
+    columns = ["cloud_macs", "edge_macs", "macs", "share"]
+    return scores.drop_duplicates(SPLIT)[[*SPLIT, *columns]].reset_index(drop=True)
 
 
 def beside_large(scores: pd.DataFrame, folder: Path) -> pd.DataFrame:

@@ -87,12 +87,16 @@ TABLES = {
         "09_hybrid_sd/scores",
         [
             *("method", "split", "large_steps", "common_step", "personal", "seed"),
-            *("correct", "attributes", "clip", "rmse", "ssim", *SCHEDULE_COLUMNS),
+            *("correct", "attributes", "clip", "rmse", "ssim", "cloud_macs", "edge_macs", "macs", "share"),
+            *SCHEDULE_COLUMNS,
         ],
     ),
     "09_mixtures": (
         "09_hybrid_sd/mixtures",
-        ["common_step", "split", "codec", "step", "personal", "seed", "correct", "attributes", "clip"],
+        [
+            *("common_step", "split", "codec", "step", "personal", "seed", "correct", "attributes", "clip"),
+            *("message_bytes", "cloud_macs", "edge_macs"),
+        ],
     ),
     "11_immiscible": (
         "11_immiscible/results",
@@ -160,8 +164,8 @@ def take_over(profile: str, study: str) -> Path:
     source = OUTPUTS / profile / f"{name}.parquet"
     table = read_table(source, tuple(columns))[columns]
     table.attrs["profile"] = profile
-    whole = table.select_dtypes("int64").columns
-    table = table.astype(dict.fromkeys(whole, "int16"))
+    whole = table.select_dtypes("int64")
+    table = table.astype(dict.fromkeys(whole.columns[whole.abs().max() < 2**15], "int16"))
     write_table(table, RESULTS / f"{study}.parquet")
     for suffix in (".json", SPENT):
         beside = source.with_name(source.stem + suffix)

@@ -44,7 +44,7 @@ def test_rows_are_hand_written_loops(kind):
     small = random_unet(width=16, seed=5, **embedded)
     networks = {grids.LARGE: pipeline.unet, grids.SMALL: small}
     made = grids.divisions(["1,3", "4,0", "0,4"], 4, ["1,3"], masks=["LSSL"])
-    table = grids.grid([PROMPT, "a ring"], [3, 4], made, 4.0)
+    table = grids.grid({0: PROMPT, 1: "a ring"}, [3, 4], made, 4.0)
     samples = sample(pipeline, list(table["trajectory"]), denoisers={"small": small}, progress=False)
     for row in (0, 5, 9, 13, 16):  # one of each division
         trajectory, prompt = table["trajectory"][row], table["prompt"][row]
@@ -69,7 +69,7 @@ def test_the_same_split_costs_the_same_in_both_orders():
 
 def test_a_grid_pairs_prompts_and_seeds():
     made = grids.divisions(["10,15", "25,0"], 25, ["10,15"], ["4,2,0.3,18"], ["L" * 5 + "S" * 20])
-    table = grids.grid(["a ring", "a star"], [1, 2, 3], made)
+    table = grids.grid({0: "a ring", 1: "a star"}, [1, 2, 3], made)
     assert table["path"].is_unique
     assert len(table) == 5 * 2 * 3
     pairs = table.groupby(["method", "split"])[["prompt", "seed"]].apply(lambda part: set(map(tuple, part.to_numpy())))

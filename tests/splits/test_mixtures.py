@@ -12,7 +12,7 @@ from hybridlib.codecs import Adaptive, MinMax
 from hybridlib.denoising.costs import work
 from hybridlib.denoising.families import collect, denoiser_of
 from hybridlib.prompts import PromptSet
-from hybridlib.splits import mixtures
+from hybridlib.splits import grids, mixtures
 from hybridlib.study.parameters import Settings
 from hybridlib.study.runner import Models
 
@@ -84,11 +84,14 @@ def test_the_front_is_that_of_brute_force():
 
 
 def test_summary_joins_and_the_figure_shows_every_mixture(table):
-    scores = table.drop(columns="trajectory").assign(correct=np.linspace(0, 1, len(table)))
-    keys = table.drop_duplicates(mixtures.MIXTURE)[mixtures.MIXTURE].reset_index(drop=True)
-    sizes = keys.assign(message_bytes=np.where(keys["split"] == "0,4", 0.0, 512.0))
-    spent = keys.assign(cloud_macs=1e6, edge_macs=[1e6 * float(s.split(",")[1]) for s in keys["split"]])
-    summary = mixtures.summary(scores, "correct", sizes, spent)
+    scores = table.drop(columns="trajectory").assign(
+        correct=np.linspace(0, 1, len(table)),
+        message_bytes=np.where(table["split"] == "0,4", 0.0, 512.0),
+        cloud_macs=1e6,
+        edge_macs=[1e6 * float(s.split(",")[1]) for s in table["split"]],
+    )
+    keys = table.drop_duplicates(mixtures.MIXTURE)
+    summary = mixtures.summary(scores, "correct")
     assert len(summary) == len(keys)
     assert summary["front"].any()
     assert (summary["front_with_cloud"] >= summary["front"]).all()  # one more axis beats no more rows
@@ -100,6 +103,21 @@ def test_summary_joins_and_the_figure_shows_every_mixture(table):
         scores[(scores[mixtures.MIXTURE] == lone[mixtures.MIXTURE]).all(axis=1)].groupby("seed")["correct"].mean()
     )
     assert lone["quality"] == pytest.approx(per_seed.mean())
+
+
+def test_what_the_solver_remembers_is_judged_pair_by_pair(table):
+    """One prompt is .2 better with memory in seed 1 and .4 in seed 2; other rows must not count."""
+    mixed = table.drop(columns="trajectory").assign(correct=0.5)
+    coded = mixed["codec"] != mixtures.UNCODED
+    mixed.loc[coded | (mixed["common_step"] > 0), "correct"] = 99.0
+    kept = mixed[~coded & (mixed["common_step"] == 0)].assign(method=grids.LARGE_FIRST)
+    kept["correct"] += np.where(kept["personal"] == 10, np.where(kept["seed"] == 1, 0.2, 0.4), 0.0)
+    other = kept.assign(method=grids.SMALL_FIRST, correct=-99.0)
+    found = mixtures.memory_kept(pd.concat([kept, other]), mixed, "correct").set_index("split")
+    assert set(found.index) == {"4,0", "3,1", "1,3", "0,4"}
+    # Means over three prompts: .0667 and .1333, so .1 with a standard error of .0333 and Student's 12.71 at one degree.
+    low, high = 0.1 - 12.7062 / 30, 0.1 + 12.7062 / 30
+    assert found.loc["3,1"].tolist() == pytest.approx([0.6, 0.5, 0.1, low, high], rel=1e-4)
 
 
 def test_quality_against_compute_draws_each_method_once():

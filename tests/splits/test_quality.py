@@ -8,9 +8,10 @@ import pytest
 from factories import random_sd, random_unet
 from scipy import stats
 
-from hybridlib.files import read_image
+from hybridlib.files import read_image, read_table
 from hybridlib.intervals import FAILS, HOLDS, UNDECIDED
-from hybridlib.splits import claims, grids, quality
+from hybridlib.splits import claims, costs, grids, quality
+from hybridlib.splits import models as split_models
 from hybridlib.study.parameters import SamplingParameters
 from hybridlib.study.runner import Models
 
@@ -132,10 +133,12 @@ class Brightness:
 def test_a_study_runs_and_knows_its_references(tmp_path):
     """Random models end to end: distances are to the large model's own image of the same prompt and seed."""
     made = grids.divisions(["0,4", "2,2", "4,0"], 4, ["2,2"], ["2,1,0.3,4"])
-    table = grids.grid(["a ring", "a star"], [1, 2], made, 4.0)
+    table = grids.grid({0: "a ring", 1: "a star"}, [1, 2], made, 4.0)
     parameters = SamplingParameters(num_inference_steps=4, image_size=32)
-    models = Models({"small": random_unet(width=16, seed=5)})
-    scores, outcome = quality.run(table, random_sd(), tmp_path, parameters, [Brightness()], models)
+    pipeline, models = random_sd(), Models({"small": random_unet(width=16, seed=5)})
+    nets = [costs.network_of(denoiser, 4.0, 32) for denoiser in split_models.denoisers(pipeline, models).values()]
+    spent = costs.cost_table(made, *nets)
+    scores, outcome = quality.run(table, pipeline, tmp_path, parameters, [Brightness()], models, spent)
     assert outcome.images == len(scores) == 20
     own = scores[scores["split"] == "4,0"]
     assert own[["rmse", "ssim"]].to_numpy().tolist() == [[0.0, 1.0]] * 4
@@ -144,7 +147,10 @@ def test_a_study_runs_and_knows_its_references(tmp_path):
     pixels = [np.asarray(read_image(tmp_path / path["path"]), float) / 255 for path in (row, reference)]
     assert row["rmse"] == pytest.approx(np.sqrt(np.mean((pixels[0] - pixels[1]) ** 2)))
     assert row["rmse"] > 0
-    assert (tmp_path / "scores.parquet").is_file()
+    pd.testing.assert_frame_equal(
+        quality.costs_of(read_table(tmp_path / "scores.parquet")),
+        spent[["method", "split", "cloud_macs", "edge_macs", "macs", "share"]],
+    )
     assert (tmp_path / "scores.json").is_file()
     with pytest.raises(ValueError, match="distances need the split in which the large denoiser runs alone"):
         quality.beside_large(scores[scores["split"] != "4,0"], tmp_path)

@@ -238,6 +238,7 @@ class SplitParameters(SamplingParameters):
     mixture_common_steps: list[Step] = Field([0, 5], min_length=1)
     mixture_splits: list[Split] = Field(["0,25", "10,15", "25,0"], min_length=1)
     mixture_seeds: list[Seed] = Field([1, 2], min_length=2)
+    figures_from: Literal["shipped", "own"] = "shipped"
 
     @model_validator(mode="after")
     def _fits_schedule_and_prompts(self) -> Self:
