@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 INDEX = "model_index.json"
+BASE = "_base"  # of an index: the model whose parts a folder goes with that holds a UNet alone
 OPTIONAL = ("text_encoder_3", "tokenizer_3", "safety_checker", "feature_extractor", "image_encoder")
 FAMILIES = {  # the class that a folder names -> the class that it loads as
     "StableDiffusion3Pipeline": "HybridStableDiffusion3Pipeline",
@@ -65,6 +66,22 @@ def _absent(folder: Path) -> list[str]:
     parts = json.loads((folder / INDEX).read_text())
     lists = {part: entry for part, entry in parts.items() if isinstance(entry, list)}
     return [part for part, entry in lists.items() if part in OPTIONAL and not (folder / part).is_dir()]
+
+
+def _own_parts(folder: Path, dtype: Any) -> tuple[str, dict[str, Any]]:
+    """Where the parts of a pipeline lie, and those that a folder with a UNet alone brings itself."""
+    base = json.loads((folder / INDEX).read_text()).get(BASE)
+    if base is None:
+        return str(folder), {}
+    import diffusers
+
+    from .compact import load_unet
+
+    parts: dict[str, Any] = {"unet": load_unet(folder / "unet", dtype)}
+    if (folder / "scheduler").is_dir():
+        name = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+        parts["scheduler"] = getattr(diffusers, name).from_pretrained(folder / "scheduler")
+    return locate(base), parts
 
 
 def plan(name: str, budget_gb: float | None = None, **options: Any) -> MemoryPlan:
@@ -154,8 +171,9 @@ def _read(location: str, dtype: str, **parts: Any) -> Any:
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     try:
         kind = class_of(location)
-        if Path(location).is_dir():  # parts that a folder was saved without, such as T5
-            options |= dict.fromkeys(_absent(Path(location)))
+        if Path(location).is_dir():
+            location, own = _own_parts(Path(location), options["dtype"])
+            options |= dict.fromkeys(_absent(Path(location))) | own  # absent: such as T5
         with quiet_libraries():
             pipeline = kind.from_pretrained(location, **options | parts)
     except OSError as error:

@@ -32,9 +32,9 @@ def curves(*names: str) -> tuple[dict[str, dict[str, list[float]]], dict[str, in
 
 def unets() -> dict[str, Any]:
     """mini-sd's UNet, the same with BK-SDM-Tiny's blocks alone, and mini-sd-small's."""
-    from . import students
+    from ..denoising import models
 
-    large, small = (students.shipped(name).unet for name in ("mini-sd", "mini-sd-small"))
+    large, small = (models.load(name, "cpu", "float32").unet for name in ("mini-sd", "mini-sd-small"))
     return {"mini-sd": large, "mini-sd, blocks removed": pruning.remove_blocks(large, "tiny"), "mini-sd-small": small}
 
 

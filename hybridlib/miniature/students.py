@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import (
-    DDPMScheduler,
-    LatentConsistencyModelPipeline,
-    LCMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDPMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from ..denoising import models
 from ..denoising.compact import load_unet
 from ..files import write_atomically
 from ..noise import initial_noise
@@ -49,26 +44,12 @@ class Made(NamedTuple):
 
 def mini_sd() -> StableDiffusionPipeline:
     """mini-sd as it ships, in float32."""
-    pipeline = StableDiffusionPipeline.from_pretrained(MODELS / "mini-sd", dtype=torch.float32, safety_checker=None)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return models.load("mini-sd", "cpu", "float32")
 
 
-def shipped(name: str) -> StableDiffusionPipeline | LatentConsistencyModelPipeline:
-    """mini-sd, or its pipeline with the UNet of one of its students and the scheduler that this one needs."""
-    pipeline = mini_sd()
-    if name == "mini-sd":
-        return pipeline
-    parts = {**pipeline.components, "unet": load_unet(MODELS / name / "unet", torch.float32)}
-    if not name.startswith("mini-lcm"):
-        student = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    else:
-        parts["scheduler"] = LCMScheduler(
-            trained_betas=sd.trained_betas(), original_inference_steps=LCM_SETTINGS.points
-        )
-        student = LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
-    student.set_progress_bar_config(disable=True)
-    return student
+def lcm_scheduler() -> LCMScheduler:
+    """That of mini-lcm and mini-lcm-small: the timesteps of the solver they were distilled with."""
+    return LCMScheduler(trained_betas=sd.trained_betas(), original_inference_steps=LCM_SETTINGS.points)
 
 
 def train_small(folder: Path) -> Made:

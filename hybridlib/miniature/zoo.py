@@ -14,7 +14,7 @@ from diffusers import LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from ..denoising.compact import save_unet
-from ..denoising.models import load
+from ..denoising.models import BASE, INDEX, load
 from ..files import write_atomically
 from ..noise import initial_noise
 from ..paths import MODELS, OUTPUTS
@@ -59,18 +59,23 @@ def train_mini_sd_small() -> Path:
 
 def train_mini_lcm() -> Path:
     """Distil mini-sd to few steps, and ship the UNet."""
-    return _ship_unet("mini-lcm", students.train_lcm(RUNS / "mini-sd"))
+    return _ship_unet("mini-lcm", students.train_lcm(RUNS / "mini-sd"), students.lcm_scheduler())
 
 
 def train_mini_lcm_small() -> Path:
     """The same from mini-sd-small."""
-    return _ship_unet("mini-lcm-small", students.train_lcm(RUNS / "mini-sd", small=True))
+    return _ship_unet("mini-lcm-small", students.train_lcm(RUNS / "mini-sd", small=True), students.lcm_scheduler())
 
 
-def _ship_unet(name: str, made: students.Made) -> Path:
-    """A folder with a UNet alone: everything else is mini-sd's."""
+def _ship_unet(name: str, made: students.Made, scheduler: LCMScheduler | None = None) -> Path:
+    """A folder with a UNet, and a scheduler if it needs its own: everything else is mini-sd's."""
     folder = MODELS / name
     save_unet(made.unet.half(), folder / "unet")
+    index = {"_class_name": "StableDiffusionPipeline", BASE: "mini-sd"}
+    if scheduler is not None:
+        scheduler.save_pretrained(folder / "scheduler")
+        index["_class_name"] = "LatentConsistencyModelPipeline"
+    write_atomically(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
     _write_training(folder, {"unet": (made.recipe, made.history)})
     return folder
 
@@ -151,7 +156,7 @@ def evaluate(images: int = 256, write: bool = True) -> dict[str, dict[str, float
         results["mini-sd3"] |= _generation_quality(pipeline, judge, objects, images)
     for name in SD_FAMILY:
         if (MODELS / name).is_dir():
-            results[name] = sd_quality(students.shipped(name), judge, images)
+            results[name] = sd_quality(load(name, "cpu", "float32"), judge, images)
     for name in COMPACT_VAES:
         if (MODELS / name).is_dir():
             results[name] = compact_vae.quality(compact_vae.shipped(name))

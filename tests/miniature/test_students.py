@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from hybridlib.denoising.compact import save_unet
-from hybridlib.miniature import sd, students, vae
+from hybridlib.denoising import models
+from hybridlib.miniature import sd, students, vae, zoo
 from hybridlib.paths import MODELS
 from hybridlib.training import pruning
 
@@ -21,7 +21,8 @@ def untrained(monkeypatch, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     names = pruning.groups(pruning.remove_blocks(pipeline.unet, "tiny"))
     monkeypatch.setattr(students, "mini_sd", lambda: pipeline)
-    monkeypatch.setattr(students, "MODELS", tmp_path)
+    for module in (students, zoo, models):
+        monkeypatch.setattr(module, "MODELS", tmp_path)
     monkeypatch.setattr(students, "_scores", lambda *_: {name: float(i % 7) for i, name in enumerate(names)})
     monkeypatch.setattr(sd, "CORPUS_SCENES", 32)
     for name in ("SMALL", "LCM", "LCM_SMALL"):
@@ -39,16 +40,17 @@ def test_students_are_made_and_draw(untrained, tmp_path):
     assert large <= 1.65e6
     small = students.train_small(tmp_path / "runs")
     assert parameters(small.unet) <= min(0.75e6, large / 2)
-    save_unet(small.unet.half(), tmp_path / "mini-sd-small" / "unet")
+    zoo._ship_unet("mini-sd-small", small)
     lcm, lcm_small = (students.train_lcm(tmp_path / "runs", small=which) for which in (False, True))
     embedding = 256 * untrained.unet.config.block_out_channels[0]
     assert parameters(lcm.unet) == large + embedding
     assert parameters(lcm_small.unet) == parameters(small.unet) + embedding
     assert {run.history.losses[0] > 0 for run in (small, lcm, lcm_small)} == {True}
-    save_unet(lcm_small.unet.half(), tmp_path / "mini-lcm-small" / "unet")
+    zoo._ship_unet("mini-lcm-small", lcm_small, students.lcm_scheduler())
+    untrained.save_pretrained(tmp_path / "mini-sd")
     evaluations = []
     for name, steps, each in (("mini-sd-small", 2, 2), ("mini-lcm-small", 2, 1)):
-        pipeline = students.shipped(name)
+        pipeline = models.load(name, "cpu", "float32")
         handle = pipeline.unet.register_forward_pre_hook(lambda _, args: evaluations.append(len(args[0])))
         images = pipeline(["a red ring"], num_inference_steps=steps, guidance_scale=4.0, output_type="pt").images
         handle.remove()
