@@ -69,7 +69,7 @@ def loss_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], steps: Mappin
     rows = -(-len(runs) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns + 0.4, 2.6 * rows + 0.3), squeeze=False)
     for ax, (name, terms) in zip(axes.flat, runs.items(), strict=False):
-        for term, values in terms.items():
+        for term, values in sorted(terms.items()):
             if min(values) > 0:
                 at = [steps[name] * (i + 0.5) / len(values) for i in range(len(values))]
                 ax.plot(at, values, linewidth=1.3, label=term)

@@ -148,7 +148,7 @@ def _plot_losses(runs: dict[str, dict[str, Any]], path: Path) -> None:
     figures.use_house_style()
     figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 2.6), squeeze=False)
     for ax, (part, run) in zip(axes[0], runs.items(), strict=True):
-        curves = {term: losses for term, losses in run.get("terms", {}).items() if min(losses) > 0}
+        curves = {term: losses for term, losses in sorted(run.get("terms", {}).items()) if min(losses) > 0}
         terms = curves or {None: run["losses"]}
         for term, losses in terms.items():
             steps = [run["recipe"]["steps"] * (i + 0.5) / len(losses) for i in range(len(losses))]
