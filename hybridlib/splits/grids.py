@@ -27,6 +27,7 @@ PUBLISHED_THINNED = {  # EC-Diff: pair -> warm-up, skipped steps, alpha, updates
     "SDXL and SSD-1B": "6,5,0.2,36",
     "CogVideoX 5B and 2B": "10,3,0.2,38",
 }
+PROMPTS_A_SHARD = 8  # of one seed, whose images are made together: small models are quick only in batches
 LARGE_FIRST, SMALL_FIRST, THINNED, MASK = "large first", "small first", "thinned", "mask"
 
 
@@ -185,10 +186,10 @@ def grid(
 
     Returns:
         Columns path, method, split, large_steps (updates of the large denoiser), common_step (updates before the first
-        handoff), personal (place of the prompt), prompt, seed, trajectory.
+        handoff), personal (place of the prompt), prompt, seed, shard, trajectory.
     """
     rows = []
-    for division, (index, prompt), seed in product(chosen, prompts.items(), seeds):
+    for division, (number, (index, prompt)), seed in product(chosen, enumerate(prompts.items()), seeds):
         folder = f"{division.method} {division.label}".replace(" ", "_")
         rows.append(
             {
@@ -200,6 +201,7 @@ def grid(
                 "personal": index,
                 "prompt": prompt,
                 "seed": seed,
+                "shard": f"{seed} {number // PROMPTS_A_SHARD}",
                 "trajectory": division.trajectory(prompt, seed, guidance_scale),
             }
         )

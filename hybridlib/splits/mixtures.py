@@ -53,7 +53,7 @@ def grid(
 
     Returns:
         Columns path, common_step, split, codec (`UNCODED` where there is none), step (updates before the latents
-        cross), personal, prompt, seed, trajectory.
+        cross), personal, prompt, seed, shard, trajectory.
     """
     rows = []
     for common_step, split, codec in product(common_steps, splits, (None, *codecs)):
@@ -68,7 +68,8 @@ def grid(
             )
             row = {"path": f"mixtures/{folder}/prompt{index}_seed{seed}.png", "common_step": common_step}
             row |= {"split": split, "codec": name, "step": division.large_steps, "personal": index}
-            rows.append(row | {"prompt": prompts.personal[index], "seed": seed, "trajectory": trajectory})
+            row |= {"prompt": prompts.personal[index], "seed": seed, "shard": f"{seed} {prompts.group[index]}"}
+            rows.append(row | {"trajectory": trajectory})
     return pd.DataFrame(rows)
 
 
