@@ -39,7 +39,7 @@ arguments:  # refused before the environment is built
 PYTEST := OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 
 NBVAL := $(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg
-LONG := $(wildcard notebooks/02*.ipynb notebooks/05*.ipynb notebooks/06*.ipynb notebooks/07*.ipynb notebooks/08*.ipynb notebooks/1*.ipynb)
+LONG := $(wildcard notebooks/02*.ipynb notebooks/09*.ipynb notebooks/05*.ipynb notebooks/06*.ipynb notebooks/07*.ipynb notebooks/08*.ipynb notebooks/1*.ipynb)
 
 test: env  ## the quick tests, then the quick notebooks against their stored outputs
 	$(PYTEST) -m "not slow"

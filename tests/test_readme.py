@@ -13,6 +13,8 @@ from hybridlib import intervals, runs
 from hybridlib.compression import claims as compression_claims
 from hybridlib.compression import grids as compression_grids
 from hybridlib.compression import rates
+from hybridlib.denoising import models
+from hybridlib.denoising.costs import parameters
 from hybridlib.hybrid import claims, hiqm, planning, schedules, validation
 from hybridlib.miniature.immiscible import claims as immiscible_claims
 from hybridlib.miniature.immiscible.study import CENTRED_KNN
@@ -21,6 +23,8 @@ from hybridlib.scheduling.study import claims as scheduling_claims
 from hybridlib.scheduling.study import front, price
 from hybridlib.scheduling.study.pieces import BOUND, OURS
 from hybridlib.scheduling.study.price import ORACLE
+from hybridlib.splits import claims as split_claims
+from hybridlib.splits import grids, quality
 from hybridlib.study import results
 
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
@@ -166,6 +170,45 @@ def test_immiscible():
     assert (
         "must be worse at few steps and is not for epsilon"
         in immiscible_claims.conclusion(results.load("11_immiscible"))[-1]
+    )
+
+
+def test_hybrid_sd():
+    scores = results.load("09_hybrid_sd")
+    kept = quality.means(scores, "correct").set_index(quality.SPLIT)
+    first = kept.loc[grids.LARGE_FIRST, "mean"]
+    found = split_claims.measured(scores).set_index("statistic")
+    order = found.loc["large first - small first, same cost"]
+    assert round(100 * first["10,15"]) == round(100 * first["25,0"])
+    assert kept["seeds"].eq(10).all()
+    spent = quality.costs_of(scores).set_index(quality.SPLIT)["share"]
+    thin = (grids.THINNED, "4,1,0.3,25")
+    assert found.loc[found.index == "thinned - large", "verdict"].iloc[2] == intervals.HOLDS
+    assert round(spent[thin], 2) == round(spent[grids.LARGE_FIRST, "0,25"], 2)
+    counted = split_claims.counted()
+    words = {9: "Nine", 11: "eleven"}
+    says(
+        f"{words[(counted['verdict'] == intervals.HOLDS).sum()]} of {words[len(counted)]} published counts",
+        f"with the large model's first 10 of 25 updates {100 * first['10,15']:.0f} % of the images",
+        f"with none {100 * first['0,25']:.0f} %",
+        f"draws {100 * order['measured']:.0f} of 100 fewer right at equal cost ({100 * order['low']:.0f} to "
+        f"{100 * order['high']:.0f})",
+        f"loses nothing at {100 * spent[thin]:.0f} % of the multiply-adds",
+    )
+
+
+def test_shipped_students():
+    at = "one object, guidance 7: colour and shape"
+    right = {
+        name: json.loads((MODELS / name / "evaluation.json").read_text())[at] for name in ("mini-sd", "mini-sd-small")
+    }
+    assert right["mini-sd-small"] >= 0.85 * right["mini-sd"]
+    sizes = {name: parameters(models.load(name, "cpu", "float32").unet) for name in right}
+    assert sizes["mini-sd-small"] <= 0.5 * sizes["mini-sd"]
+    says(
+        f"its colour and shape in {100 * right['mini-sd']:.0f} % of images, guidance 7",
+        f"to {100 * sizes['mini-sd-small'] / sizes['mini-sd']:.0f} % of the parameters",
+        f"the same: {100 * right['mini-sd-small']:.0f} %",
     )
 
 

@@ -321,7 +321,7 @@ def picture_table(
     table: pd.DataFrame, folder: Path, rows: str | list[str], columns: str | list[str]
 ) -> list[list[Image | None]]:
     """The images of `table` arranged by the values of its columns `rows` and `columns`, both in ascending order."""
-    paths = table.pivot(index=rows, columns=columns, values="path")
+    paths = table.pivot(index=rows, columns=columns, values="path").sort_index().sort_index(axis=1)
     return [[None if pd.isna(path) else read_image(folder / path) for path in row] for row in paths.to_numpy()]
 
 
