@@ -375,3 +375,9 @@ def test_cost_table_and_pictures(tiny, tmp_path):
     pictures = study.picture_table(table[table["npi"]], tmp_path, ["personal", "public_scale"], "common_step")
     assert (len(pictures), len(pictures[0])) == (4, 2)
     assert pictures[0][0].size == (32, 32)
+    columns = ["public_scale", "common_step"]
+    shuffled = table[table["npi"]].sample(frac=1, random_state=1)
+    first = shuffled[shuffled["personal"] == shuffled["personal"].min()].sort_values(columns)
+    expected = [read_image(tmp_path / path).tobytes() for path in first["path"]]
+    row = study.picture_table(shuffled, tmp_path, "personal", columns)[0]
+    assert [picture.tobytes() for picture in row] == expected
