@@ -72,8 +72,8 @@ _ABOUT = {
     ),
     "mini-small-vae": (
         "The autoencoder of mini-sd3 with half of its decoder's channels: of each group of the group norms the "
-        "strongest stay, then the decoder is finetuned against the original's. The encoder is mini-sd3's. "
-        "`hybridlib.training.decoders.load` builds it from configuration, widths and weights.",
+        "strongest stay, then the decoder is finetuned against the original's. Only the decoder is here; the encoder "
+        "is mini-sd3's. `hybridlib.miniature.compact_vae.shipped` puts them together.",
         "Its latents are mini-sd3's, with shift and scale; for mini-sd take the tiny one. Numbers measured on it say "
         "how a method behaves on a small model, not on Stable Diffusion.",
     ),

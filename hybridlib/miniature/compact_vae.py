@@ -91,7 +91,8 @@ def shipped(name: str) -> Any:
     """mini-tiny-vae, mini-small-vae, or the autoencoder of mini-sd3 as "mini-sd3", in float32."""
     if name == "mini-tiny-vae":
         return AutoencoderTiny.from_pretrained(MODELS / name, dtype=torch.float32).eval()
-    return decoders.load(MODELS / name, torch.float32) if name == "mini-small-vae" else vae_of_mini_sd3()
+    original = vae_of_mini_sd3()
+    return decoders.load(MODELS / name, torch.float32, original) if name == "mini-small-vae" else original
 
 
 def _pictures(folder: Path, original: AutoencoderKL) -> Callable[[Draw], Pictures]:

@@ -89,7 +89,7 @@ def train_mini_tiny_vae() -> Path:
 def train_mini_small_vae() -> Path:
     """Prune and finetune the decoder of mini-sd3's autoencoder, ship and time it."""
     made = compact_vae.train_small(RUNS)
-    return _ship_vae("mini-small-vae", made, lambda folder: decoders.save(made.vae, folder))
+    return _ship_vae("mini-small-vae", made, lambda folder: decoders.save(made.vae, folder, encoder=False))
 
 
 def _ship_vae(name: str, made: compact_vae.Trained, save: Callable[[Path], None]) -> Path:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import Decoder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import write_atomically
+from ..files import replacing, write_atomically
 
-FILE = "decoder_widths.json"
+FILE, WEIGHTS = "decoder_widths.json", "diffusion_pytorch_model.safetensors"
 PUBLISHED = (96, 192, 384, 384)  # decoder widths of Hybrid SD's small autoencoder, inferred from its size
 Wires = dict[str, tuple[int | None, int | None]]
 
@@ -77,19 +77,34 @@ def build_decoder(vae: AutoencoderKL, widths: Sequence[int]) -> Decoder:
     )
 
 
-def save(vae: AutoencoderKL, folder: Path) -> None:
-    """Write configuration, weights and the decoder's widths."""
-    vae.save_pretrained(folder, safe_serialization=True)
+def save(vae: AutoencoderKL, folder: Path, encoder: bool = True) -> None:
+    """Write configuration, weights and the decoder's widths; without `encoder` the weights of the decoder alone."""
+    vae.save_config(folder)
+    weights = {name: tensor for name, tensor in vae.state_dict().items() if encoder or name.startswith("decoder.")}
+    with replacing(folder / WEIGHTS) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial, metadata={"format": "pt"})
     write_atomically(folder / FILE, (json.dumps(widths_of(vae)) + "\n").encode())
 
 
-def load(folder: Path, dtype: torch.dtype | None = None) -> AutoencoderKL:
-    """An autoencoder as `save` wrote it, ready for inference, in `dtype` or that of its weights."""
-    widths = json.loads((folder / FILE).read_text())
+def load(folder: Path, dtype: torch.dtype | None = None, original: AutoencoderKL | None = None) -> AutoencoderKL:
+    """An autoencoder as `save` wrote it, ready for inference, in `dtype` or that of its weights.
+
+    Args:
+        original: the one that was pruned, whose weights stand in for those that the folder leaves out.
+
+    Raises:
+        ValueError: if the folder leaves some out and there is no original.
+    """
+    widths, weights = json.loads((folder / FILE).read_text()), load_file(folder / WEIGHTS)
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
         vae.decoder = build_decoder(vae, widths)
-    vae.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"), assign=True)
+    if absent := [name for name in vae.state_dict() if name not in weights]:
+        if original is None:
+            raise ValueError(f"{folder} holds a decoder alone: original must be the autoencoder it was pruned from")
+        theirs, stored = original.state_dict(), next(iter(weights.values())).dtype
+        weights |= {name: theirs[name].to(stored, copy=True) for name in absent}
+    vae.load_state_dict(weights, assign=True)
     return vae.to(dtype=dtype).eval() if dtype is not None else vae.eval()
 
 
