@@ -49,7 +49,11 @@ def mini_sd() -> StableDiffusionPipeline:
 
 def lcm_scheduler() -> LCMScheduler:
     """That of mini-lcm and mini-lcm-small: the timesteps of the solver they were distilled with."""
-    return LCMScheduler(trained_betas=sd.trained_betas(), original_inference_steps=LCM_SETTINGS.points)
+    return LCMScheduler(
+        trained_betas=sd.trained_betas(),
+        original_inference_steps=LCM_SETTINGS.points,
+        steps_offset=1,  # has no effect, but stock pipelines of Stable Diffusion insist on it
+    )
 
 
 def train_small(folder: Path) -> Made:
