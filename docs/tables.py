@@ -42,6 +42,7 @@ TABLES = {
     "08_script_curve": "An episode of LAD-TS as published, one task at a time (benchmarks/scheduling.py).",
     "08_sweeps": "An episode of a policy at one point of the published sweeps.",
     "09_hybrid_sd": "An image that a large and a small denoiser made together, and how far it is from the large one's.",
+    "09_lcm": "The same by the models of eight steps, whose guidance is embedded.",
     "09_mixtures": "An image with a shared start, a handoff to the small denoiser and a codec, in all mixtures.",
     "11_costs": "Assigning noise to one batch, beside the training step of it.",
     "11_dimensions": "What linear assignment does to pairs of noise and centre crops of latents.",
@@ -96,7 +97,7 @@ COLUMNS = {
     "09_hybrid_sd.method": ("", "who goes first, or how the large denoiser's updates are thinned"),
     "09_hybrid_sd.common_step": ("updates", "before the denoiser changes; all of them where it does not"),
     "09_hybrid_sd.personal": ("", PERSONAL),
-    "09_hybrid_sd.sigma": ("", "share of noise in the latents where the denoiser changes, 0 (image) .. 1 (noise)"),
+    "09_hybrid_sd.sigma": ("", "noise to signal of the latents where the denoiser changes; 0 is the image"),
     "09_hybrid_sd.share": ("", "of the multiply-adds of the large denoiser alone"),
     "cloud_macs": ("multiply-adds", "of the large denoiser for this image; of a shared start, its part"),
     "edge_macs": ("multiply-adds", "of the small denoiser for this image"),
@@ -148,6 +149,7 @@ COLUMNS = {
     name: ("", what) if name.endswith("share") else ("s", f"{what} {DELAY}" if "fifth" not in name else f"mean, {what}")
     for name, what in MEASURES.items()
 }
+COLUMNS |= {key.replace("09_hybrid_sd", "09_lcm"): COLUMNS[key] for key in list(COLUMNS) if key.startswith("09_hybrid")}
 COLUMNS |= {f"r{i}": ("", f"correlation of latents and noise along their principal component {i}") for i in range(1, 9)}
 COLUMNS |= {f"{table}.seed": ("", "of the training; rules have 0") for table in TABLES if table.startswith("08")}
 PROMPTS_OF = {"07_links": "link_prompts", "07_rates": "rate_prompts", "07_ratios": "ratio_prompts"}

@@ -185,6 +185,8 @@ def test_hybrid_sd():
     thin = (grids.THINNED, "4,1,0.3,25")
     assert found.loc[found.index == "thinned - large", "verdict"].iloc[2] == intervals.HOLDS
     assert round(spent[thin], 2) == round(spent[grids.LARGE_FIRST, "0,25"], 2)
+    few = quality.means(results.load("09_lcm"), "correct").set_index("split")["mean"]
+    few = [f"{100 * few[split]:.0f}" for split in ("0,8", "4,4", "8,0")]
     counted = split_claims.counted()
     words = {9: "Nine", 11: "eleven"}
     says(
@@ -194,6 +196,7 @@ def test_hybrid_sd():
         f"draws {100 * order['measured']:.0f} of 100 fewer right at equal cost ({100 * order['low']:.0f} to "
         f"{100 * order['high']:.0f})",
         f"loses nothing at {100 * spent[thin]:.0f} % of the multiply-adds",
+        f"draw {few[0]}, {few[1]} and {few[2]} % right at the published splits 0,8, 4,4 and 8,0",
     )
 
 

@@ -91,6 +91,14 @@ TABLES = {
             *SCHEDULE_COLUMNS,
         ],
     ),
+    "09_lcm": (
+        "09_hybrid_sd/scores",
+        [
+            *("method", "split", "large_steps", "common_step", "personal", "seed"),
+            *("correct", "attributes", "clip", "cloud_macs", "edge_macs", "macs", "share"),
+            *SCHEDULE_COLUMNS,
+        ],
+    ),
     "09_mixtures": (
         "09_hybrid_sd/mixtures",
         [
@@ -135,6 +143,8 @@ TABLES = {
     ),
 }
 
+PROFILES = {"09_lcm": "miniature-lcm"}  # of tables that another profile makes than the one taken over
+
 
 def load(study: str) -> pd.DataFrame:
     """The shipped table of a study's full run on the miniature models; `attrs` name its profile and metrics.
@@ -160,6 +170,7 @@ def take_over(profile: str, study: str) -> Path:
     Raises:
         ValueError: if the study has not run under this profile.
     """
+    profile = PROFILES.get(study, profile)
     name, columns = TABLES[study]
     source = OUTPUTS / profile / f"{name}.parquet"
     table = read_table(source, tuple(columns))[columns]
