@@ -228,6 +228,8 @@ def _section(path: Path) -> str:
 def values(column: pd.Series) -> str:
     """The values that a column holds, in a few words."""
     found = sorted(column.dropna().unique())
+    if not found:
+        return "none"
     if column.dtype == bool:
         return "True, False"
     if column.dtype.kind in "iuf":

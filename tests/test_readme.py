@@ -16,6 +16,7 @@ from hybridlib.compression import rates
 from hybridlib.denoising import models
 from hybridlib.denoising.costs import parameters
 from hybridlib.hybrid import claims, hiqm, planning, schedules, validation
+from hybridlib.miniature import compact_vae
 from hybridlib.miniature.immiscible import claims as immiscible_claims
 from hybridlib.miniature.immiscible.study import CENTRED_KNN
 from hybridlib.paths import MODELS, PUBLISHED, ROOT
@@ -185,7 +186,7 @@ def test_hybrid_sd():
     thin = (grids.THINNED, "4,1,0.3,25")
     assert found.loc[found.index == "thinned - large", "verdict"].iloc[2] == intervals.HOLDS
     assert round(spent[thin], 2) == round(spent[grids.LARGE_FIRST, "0,25"], 2)
-    few = quality.means(results.load("09_lcm"), "correct").set_index("split")["mean"]
+    few = quality.means(results.load("09_lcm"), "correct").set_index(quality.SPLIT).loc[grids.LARGE_FIRST, "mean"]
     few = [f"{100 * few[split]:.0f}" for split in ("0,8", "4,4", "8,0")]
     counted = split_claims.counted()
     words = {9: "Nine", 11: "eleven"}
@@ -202,16 +203,31 @@ def test_hybrid_sd():
 
 def test_shipped_students():
     at = "one object, guidance 7: colour and shape"
-    right = {
-        name: json.loads((MODELS / name / "evaluation.json").read_text())[at] for name in ("mini-sd", "mini-sd-small")
-    }
-    assert right["mini-sd-small"] >= 0.85 * right["mini-sd"]
-    sizes = {name: parameters(models.load(name, "cpu", "float32").unet) for name in right}
-    assert sizes["mini-sd-small"] <= 0.5 * sizes["mini-sd"]
+
+    def card(name: str, file: str = "evaluation") -> dict[str, float]:
+        return json.loads((MODELS / name / f"{file}.json").read_text())
+
+    right = {name: card(name)[at] for name in ("mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small")}
+    kept = right["mini-sd-small"] / right["mini-sd"]
+    sizes = {name: parameters(models.load(name, "cpu", "float32").unet) for name in ("mini-sd", "mini-sd-small")}
+    share = sizes["mini-sd-small"] / sizes["mini-sd"]
+    assert kept >= 0.85
+    assert share <= 0.5
+    psnr = {name: card(name)["PSNR of mini-sd3's latents against the scene (dB)"] for name in compact_vae.NAMES[1:]}
+    lost = {name: card("mini-sd3")["autoencoder PSNR (dB)"] - value for name, value in psnr.items()}
+    faster = {name: card(name, "decode_times")["times faster"] for name in psnr}
+    assert faster["mini-tiny-vae"] >= 5
+    few = [f"{100 * right[name]:.0f}" for name in ("mini-lcm", "mini-lcm-small")]
     says(
         f"its colour and shape in {100 * right['mini-sd']:.0f} % of images, guidance 7",
-        f"to {100 * sizes['mini-sd-small'] / sizes['mini-sd']:.0f} % of the parameters",
+        f"its UNet pruned to {100 * share:.0f} % of the parameters",
         f"the same: {100 * right['mini-sd-small']:.0f} %",
+        f"the same: {few[0]} and {few[1]} %",
+        f"mini-sd-small keeps {100 * kept:.0f} % of the right images of mini-sd with {100 * share:.0f} %",
+        f"draws {few[0]} and {few[1]} % right in 8 evaluations",
+        f"decodes {faster['mini-tiny-vae']:.1f} times faster than mini-sd3's and costs {lost['mini-tiny-vae']:.1f} dB",
+        f"{faster['mini-small-vae']:.1f} times faster, costs {lost['mini-small-vae']:.1f} dB",
+        f"{psnr['mini-tiny-vae']:.1f} and {psnr['mini-small-vae']:.1f} dB PSNR",
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..paths import MODELS
 from ..training import pruning
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STUDENTS = ("mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small")
 
@@ -30,11 +33,22 @@ def curves(*names: str) -> tuple[dict[str, dict[str, list[float]]], dict[str, in
     return terms, steps
 
 
+def quality(*names: str) -> pd.DataFrame:
+    """What the cards of models say that they draw: a row for each model that is here, a column for each measure."""
+    import pandas as pd
+
+    files = {name: MODELS / name / "evaluation.json" for name in names}
+    return pd.DataFrame.from_dict(
+        {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}, orient="index"
+    )
+
+
 def unets() -> dict[str, Any]:
     """mini-sd's UNet, the same with BK-SDM-Tiny's blocks alone, and mini-sd-small's."""
     from ..denoising import models
 
-    large, small = (models.load(name, "cpu", "float32").unet for name in ("mini-sd", "mini-sd-small"))
+    pipelines: list[Any] = [models.load(name, "cpu", "float32") for name in ("mini-sd", "mini-sd-small")]
+    large, small = (pipeline.unet for pipeline in pipelines)
     return {"mini-sd": large, "mini-sd, blocks removed": pruning.remove_blocks(large, "tiny"), "mini-sd-small": small}
 
 

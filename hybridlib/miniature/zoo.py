@@ -10,7 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from ..denoising.compact import save_unet
@@ -83,7 +83,15 @@ def _ship_unet(name: str, made: students.Made, scheduler: LCMScheduler | None = 
 def train_mini_tiny_vae() -> Path:
     """Train and ship the tiny autoencoder, and time it."""
     made = compact_vae.train_tiny(RUNS)
-    return _ship_vae("mini-tiny-vae", made, lambda folder: made.vae.save_pretrained(folder, safe_serialization=True))
+    return _ship_vae("mini-tiny-vae", made, functools.partial(_save_tiny, made.vae))
+
+
+def _save_tiny(vae: AutoencoderTiny, folder: Path) -> None:
+    """As diffusers saves it, without the derived entry of its configuration that diffusers warns of when loading."""
+    vae.save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    del config["block_out_channels"]
+    write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 def train_mini_small_vae() -> Path:

@@ -104,8 +104,8 @@ def load(folder: Path, dtype: torch.dtype | None = None, original: AutoencoderKL
             raise ValueError(f"{folder} holds a decoder alone: original must be the autoencoder it was pruned from")
         theirs, stored = original.state_dict(), next(iter(weights.values())).dtype
         weights |= {name: theirs[name].to(stored, copy=True) for name in absent}
-    vae.load_state_dict(weights, assign=True)
-    return vae.to(dtype=dtype).eval() if dtype is not None else vae.eval()
+    vae.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+    return vae.eval()
 
 
 def _check(vae: AutoencoderKL, widths: Sequence[int]) -> None:
