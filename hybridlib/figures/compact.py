@@ -107,7 +107,7 @@ def decoders(table: pd.DataFrame, title: str = "") -> Figure:
             va="top",
         )
     ax.set(xlabel="decoding, ms of processor time an image", ylabel="PSNR of the latents' scene (dB)", xlim=(0, None))
-    ax.margins(0.25)
+    ax.margins(0.25, 0.35)
     ax.set_xlim(0, ax.get_xlim()[1])
     ax.grid(alpha=0.3)
     return finished(figure, title)
