@@ -196,7 +196,7 @@ def test_hybrid_sd():
         f"with none {100 * first['0,25']:.0f} %",
         f"draws {100 * order['measured']:.0f} of 100 fewer right at equal cost ({100 * order['low']:.0f} to "
         f"{100 * order['high']:.0f})",
-        f"loses nothing at {100 * spent[thin]:.0f} % of the multiply-adds",
+        f"loses nothing that can be told at {100 * spent[thin]:.0f} % of the multiply-adds",
         f"draw {few[0]}, {few[1]} and {few[2]} % right at the published splits 0,8, 4,4 and 8,0",
     )
 

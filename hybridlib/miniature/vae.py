@@ -57,7 +57,8 @@ def for_sd(vae: AutoencoderKL) -> AutoencoderKL:
     and put it back, so every reconstruction and every normalised latent stays as it was.
     """
     channels = vae.config.latent_channels
-    config = {**vae.config, "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None}
+    own = {key: value for key, value in vae.config.items() if not key.startswith("_")}  # not where it lay
+    config = {**own, "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None}
     sd = AutoencoderKL.from_config(config)
     sd.load_state_dict(vae.state_dict(), strict=False)
     with torch.no_grad():

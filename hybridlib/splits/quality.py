@@ -38,9 +38,8 @@ def run(
     metrics: Sequence[Metric],
     models: Models,
     spent: pd.DataFrame,
-    name: str = "scores",
 ) -> tuple[pd.DataFrame, Outcome]:
-    """Images and scores of a grid, and how far each image is from the large denoiser's; writes `<name>.parquet`.
+    """Images and scores of a grid, and how far each image is from the large denoiser's; writes `scores.parquet`.
 
     Args:
         spent: costs of each division, as `costs.cost_table` returns them.
@@ -49,11 +48,11 @@ def run(
         The scores with columns rmse (0..1) and ssim against the image of the large denoiser alone, same prompt and
         seed, and those of `spent`; `sigma` is the noise level at the first handoff.
     """
-    scores, outcome = runner.run(table, pipeline, folder, parameters, metrics, name, models)
+    scores, outcome = runner.run(table, pipeline, folder, parameters, metrics, models=models)
     attrs = scores.attrs
     scores = beside_large(scores, folder).merge(spent, on=SPLIT, validate="many_to_one")
     scores.attrs = attrs
-    write_table(scores, folder / f"{name}.parquet")
+    write_table(scores, folder / "scores.parquet")
     return scores, outcome
 
 

@@ -76,7 +76,7 @@ def test_equals_plain_torch_bit_for_bit(tmp_path):
 
 
 def test_a_training_has_its_own_precision_whatever_ran_before_it(tmp_path):
-    """One process trains one model after another: `hybridlib`'s students and their teachers' decoders do."""
+    """accelerate remembers the first precision of a process, and a process may train several models."""
     small_run(tmp_path / "before", RECIPE._replace(precision="bf16"))
     _, history = small_run(tmp_path / "after")
     assert history.losses == by_hand(RECIPE)[1]
