@@ -53,14 +53,8 @@ def unets() -> dict[str, Any]:
 
 
 def significance() -> tuple[dict[str, float], dict[str, float]]:
-    """Scores of mini-sd-small's groups before they were pruned, and the shares that they were asked to keep; 1 where
-    the rules leave a group whole."""
+    """Scores of the groups of mini-sd-small before they were pruned, and the share that each keeps."""
     from . import students
 
     scores = json.loads((MODELS / "mini-sd-small" / "scores.json").read_text())
-    keep = pruning.ratios(scores, students.QUARTER, students.HALF)
-    for name, group in pruning.groups(unets()["mini-sd, blocks removed"]).items():
-        whole = group.conv1.out_channels if hasattr(group, "conv1") else group.heads
-        if pruning.kept_size(group, keep[name]) == whole:
-            keep[name] = 1.0
-    return scores, keep
+    return scores, dict.fromkeys(scores, 1.0) | students.kept(scores)

@@ -75,6 +75,5 @@ def test_scores_are_remembered(monkeypatch, tmp_path):
     monkeypatch.setattr(students, "SCORED_STEPS", 2)
     scores = students._scores(pipeline, student, tmp_path / "scores.json")
     assert len(scores) == 27
-    assert scores["resnet_1"] > 0
-    assert scores["selfattn_1"] == 0  # of four heads two would be left: the rules leave it whole
+    assert min(scores.values()) > 0  # at a quarter or a half the rules would leave most of them whole
     assert students._scores(None, None, tmp_path / "scores.json") == scores

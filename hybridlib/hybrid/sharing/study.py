@@ -109,8 +109,8 @@ def plans(prompts: Sequence[str], parameters: SharingParameters, **options: Any)
 
 
 def grid(name: str, kind: str, settings: Sequence[Setting], seeds: Sequence[int]) -> pd.DataFrame:
-    """One row per image of a list: kind, list, method, setting, prompt, number, seed, path, trajectory, and of its plan
-    the NFE a seed (`nfe`, `nfe_share`), the last shared step (`common_step`) and quality, low, high."""
+    """One row per image of a list: kind, list, method, setting, prompt, number, seed, shard, path, trajectory, and of
+    its plan the NFE a seed (`nfe`, `nfe_share`), the last shared step (`common_step`) and quality, low, high."""
     rows: list[dict[str, Any]] = []
     for method, setting, plan in settings:
         place = f"{name}/{method}_{setting:g}".replace(" ", "_").replace(",", "")
@@ -122,6 +122,7 @@ def grid(name: str, kind: str, settings: Sequence[Setting], seeds: Sequence[int]
                     {
                         "path": f"{place}/prompt{number}_seed{seed}.png",
                         **{"kind": kind, "list": name, "method": method, "setting": setting, "number": number},
+                        "shard": f"{name} {seed}",  # else nearly every plan has roots of its own, and batches are small
                         **{"seed": seed, "prompt": row["prompt"], "common_step": int(row["shared"])},
                         **{"nfe": plan.nfe, "nfe_share": plan.nfe / plan.one_at_a_time},
                         **{"quality": row["quality"], "low": row["low"], "high": row["high"]},
