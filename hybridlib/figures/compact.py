@@ -28,6 +28,9 @@ def significance(scores: Mapping[str, float], keep: Mapping[str, float], title: 
     ranked = sorted(scores, key=lambda name: scores[name])
     colours = dict(zip(SHARES, sns.color_palette("flare", len(SHARES)), strict=True))
     figure, ax = plt.subplots(figsize=(6.4, 0.2 * len(ranked) + 0.9))
+    if min(scores.values()) > 0:  # they span orders of magnitude; a group that the rules leave whole scores 0
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     used: dict[str, Any] = {}
     for row, name in enumerate(ranked):
         share = keep.get(name, 1.0)
@@ -75,7 +78,7 @@ def loss_curves(runs: Mapping[str, Mapping[str, Sequence[float]]], steps: Mappin
                 ax.plot(at, values, linewidth=1.3, label=term)
         ax.set(title=name, xlabel="step", yscale="log")
         if len(terms) > 1:
-            ax.legend(frameon=False, fontsize=8)
+            ax.legend(edgecolor="none", framealpha=0.7, borderpad=0.1, fontsize=8)
         plain_logs(ax)
     for ax in axes.flat[len(runs) :]:
         ax.set_axis_off()

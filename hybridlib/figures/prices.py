@@ -37,7 +37,7 @@ def prices(table: pd.DataFrame, title: str = "") -> Figure:
         ax.set(xscale="log", yticks=rows.index, yticklabels=rows["what"])
         share = shares.loc[shares["policy"] == policy, "estimate"].iloc[0]
         ax.set_xlabel(f"delay (s); right: change against Opt-TS\n{100 * share:.0f} % of tasks slower than under Opt-TS")
-        plain_logs(ax, "x")
+        plain_logs(ax)
         ax.legend(frameon=False, fontsize=8.5, loc="lower left")
     axes[0][0].invert_yaxis()
     return finished(figure, title)

@@ -159,7 +159,7 @@ def delay_spread(ranking: pd.DataFrame, title: str = "") -> Figure:
         ax.plot([], [], marker, color=INK, markersize=5 if marker != "|" else 9, label=label)
     ax.plot([], [], **style("lower bound"), label="bound on the mean")
     ax.set(xscale="log", xlabel="delay (s)", yticks=range(len(table)), yticklabels=[short(str(n)) for n in table.index])
-    plain_logs(ax, "x")
+    plain_logs(ax)
     ax.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
     return finished(figure, title)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ from .style import INK, PERSONAL, PUBLIC, STEP_COLOURS, VARIANT_COLOURS, finishe
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LOOKS = {  # method -> colour, marker, line
@@ -79,6 +80,10 @@ def mixture_front(summary: pd.DataFrame, ylabel: str, title: str = "") -> Figure
         "edge": "multiply-adds at the edge (millions)",
         "message_bytes": "bytes on the link",
     }
+    if (sent := summary.loc[summary["message_bytes"] > 0, "message_bytes"]).size:
+        axes[2].set_xscale("symlog", linthresh=float(2 ** np.floor(np.log2(sent.min()))))
+        axes[2].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes[2].xaxis.set_minor_formatter(lambda value, _: "")
     for ax, (column, name) in zip(axes, names.items(), strict=True):
         for _, row in shown.iterrows():
             colour, marker = colours[row["common_step"]], markers[row["codec"]]
@@ -88,15 +93,9 @@ def mixture_front(summary: pd.DataFrame, ylabel: str, title: str = "") -> Figure
         ordered = shown.sort_values([column, "quality"], ascending=[True, False])
         best = ordered[ordered["quality"] > ordered["quality"].cummax().shift(fill_value=-np.inf)]
         ax.step(best[column], best["quality"], where="post", color="#9aa1a9", linewidth=1, zorder=1)
-        for _, row in best.iterrows():
-            at = (row[column], row["quality"])
-            ax.annotate(row["split"], at, (5, 4), textcoords="offset points", fontsize=7.5, color=INK)
         ax.set(xlabel=name)
         ax.margins(x=0.1, y=0.12)
-    if (sent := summary.loc[summary["message_bytes"] > 0, "message_bytes"]).size:
-        axes[2].set_xscale("symlog", linthresh=float(2 ** np.floor(np.log2(sent.min()))))
-        axes[2].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes[2].xaxis.set_minor_formatter(lambda value, _: "")
+        _name_points(ax, best[column], best["quality"], best["split"])
     axes[0].set_ylabel(ylabel)
     handles = [
         Line2D([], [], color=c, marker="o", linestyle="", label=f"{n} shared updates") for n, c in colours.items()
@@ -107,3 +106,13 @@ def mixture_front(summary: pd.DataFrame, ylabel: str, title: str = "") -> Figure
     ]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8.5)
     return finished(figure, title)
+
+
+def _name_points(ax: Axes, x: Iterable[float], y: Iterable[float], names: Iterable[str]) -> None:
+    """Names above and left of the points of a front, where nothing can lie; the best first, and none on another."""
+    placed: list[np.ndarray] = []
+    for *at, name in sorted(zip(x, y, names, strict=True), key=lambda point: -point[1]):
+        where = ax.transAxes.inverted().transform(ax.transData.transform(at))
+        if all((abs(where - other) > (0.14, 0.05)).any() for other in placed):
+            placed.append(where)
+            ax.annotate(name, at, (-3, 3), textcoords="offset points", fontsize=7.5, color=INK, ha="right")

@@ -56,7 +56,7 @@ def finished(figure: Figure, title: str = "") -> Figure:
     return figure
 
 
-def plain_logs(ax: Axes, axis: str = "both") -> None:
+def plain_logs(ax: Axes) -> None:
     """Plain numbers on logarithmic axes, at 1, 2 and 5 of each decade."""
     from matplotlib.ticker import LogLocator
 

@@ -14,33 +14,23 @@ if TYPE_CHECKING:
 STUDENTS = ("mini-sd", "mini-sd-small", "mini-lcm", "mini-lcm-small")
 
 
-def missing(*names: str) -> str:
-    """One sentence naming those that are not shipped here; empty if all are."""
-    absent = [name for name in names if not (MODELS / name / "training.json").is_file()]
-    commands = ", ".join(f"`hybridlib train {name}`" for name in absent)
-    return f"Not here: {', '.join(absent)}; made by {commands}." if absent else ""
-
-
 def curves(*names: str) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
-    """Loss curves by term and numbers of steps, each by model and part, of those models that are here."""
+    """Loss curves by term and numbers of steps, each by model and part."""
     terms: dict[str, dict[str, list[float]]] = {}
     steps: dict[str, int] = {}
     for name in names:
-        path = MODELS / name / "training.json"
-        for part, run in json.loads(path.read_text()).items() if path.is_file() else ():
+        for part, run in json.loads((MODELS / name / "training.json").read_text()).items():
             terms[f"{name}: {part}"] = run.get("terms") or {"loss": run["losses"]}
             steps[f"{name}: {part}"] = run["recipe"]["steps"]
     return terms, steps
 
 
 def quality(*names: str) -> pd.DataFrame:
-    """What the cards of models say that they draw: a row for each model that is here, a column for each measure."""
+    """What the cards of models say that they draw: a row for each model, a column for each measure."""
     import pandas as pd
 
-    files = {name: MODELS / name / "evaluation.json" for name in names}
-    return pd.DataFrame.from_dict(
-        {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}, orient="index"
-    )
+    told = {name: json.loads((MODELS / name / "evaluation.json").read_text()) for name in names}
+    return pd.DataFrame.from_dict(told, orient="index")
 
 
 def unets() -> dict[str, Any]:
