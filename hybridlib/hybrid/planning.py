@@ -58,7 +58,7 @@ class Spread(NamedTuple):
         return np.interp(log_snr, self.log_snr, column)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class QualitySurface:
     """Q(x, m) = (U - C) / (1 + exp(k (x - x0))) + C with C = c0 + c1 m and x0 = a0 + a1 m.
 

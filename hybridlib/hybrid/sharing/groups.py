@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ...intervals import Array, Integers
 from .quality import LOW, Forecast
@@ -45,21 +46,20 @@ class Conditioner:
         if self.kind == "public":
             cosines = self.public_vectors @ points.T
             best = int(self._closeness(cosines).argmax())
-            return (self.public[best],), self._rows(members, self.public[best], cosines[best])
+            own = [self.texts[i] == self.public[best] for i in members]
+            return (self.public[best],), self._rows(own, cosines[best])
         if len(members) <= EXACT_CENTRE:
             cosines = points @ points.T
-            np.fill_diagonal(cosines, np.nan)
+            np.fill_diagonal(cosines, np.inf if self.forecast.each else 0.0)  # nobody is compared with itself
             best = int(self._closeness(cosines).argmax())
         else:
             best = int((points @ points.mean(axis=0)).argmax())
-        text = self.texts[members[best]]
-        return (text,), self._rows(members, text, points @ points[best])
+        return (self.texts[members[best]],), self._rows(members == members[best], points @ points[best])
 
     def _closeness(self, cosines: Array) -> Array:
-        return np.nanmin(cosines, axis=1) if self.forecast.each else np.nanmean(cosines, axis=1)
+        return cosines.min(axis=1) if self.forecast.each else cosines.sum(axis=1)
 
-    def _rows(self, members: Integers, text: str, cosines: Array) -> Integers:
-        own = np.array([self.texts[i] == text for i in members])
+    def _rows(self, own: ArrayLike, cosines: Array) -> Integers:
         return np.where(own, self.forecast.own, self.forecast.rows(cosines))
 
     @cached_property

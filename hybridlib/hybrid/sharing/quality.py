@@ -76,7 +76,7 @@ class Forecast(NamedTuple):
 def forecast(
     surface: QualitySurface, sigmas: ArrayLike, level: float = 0.9, each: bool = False, same_scale: bool = False
 ) -> Forecast:
-    """Tabulate a surface of retained quality for one schedule.
+    """Tabulate a surface of retained quality for one schedule; once, as it takes longer than planning for 100 prompts.
 
     Args:
         sigmas: (steps,) flow-matching noise levels before each update, falling.
@@ -88,8 +88,14 @@ def forecast(
     Raises:
         ValueError: if `each` is asked of a surface that does not know how single prompts scatter.
     """
-    levels = np.asarray(sigmas, dtype=float)
-    edges = np.linspace(*surface.similarity_range, BINS)
+    return _tabulated(surface, tuple(np.asarray(sigmas, dtype=float).tolist()), level, each, same_scale)
+
+
+@functools.lru_cache(maxsize=64)
+def _tabulated(
+    surface: QualitySurface, sigmas: tuple[float, ...], level: float, each: bool, same_scale: bool
+) -> Forecast:
+    levels, edges = np.array(sigmas), np.linspace(*surface.similarity_range, BINS)
     predict = surface.predict_each if each else surface.predict
     known = np.stack(predict(levels[None, :], edges[:, None], level))  # (3, BINS, steps)
     known[:, :, 0] = 1.0
@@ -97,7 +103,9 @@ def forecast(
     unknown = np.full((3, 1, len(levels)), np.nan)
     unknown[:, :, 0] = 1.0
     own = np.ones((3, 1, len(levels))) if same_scale else known[:, -1:]
-    return Forecast(edges, np.concatenate([unknown, known, own], axis=1), each)
+    table = np.concatenate([unknown, known, own], axis=1)
+    table.flags.writeable = False
+    return Forecast(edges, table, each)
 
 
 def added(table: Array, windows: Sequence[Window]) -> Array:
