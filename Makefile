@@ -6,7 +6,7 @@ CLUSTER ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 unexport PYTHONDONTWRITEBYTECODE  # uv leaves compiling to the first import: let that be kept
-EXTRAS := dev,metrics,rl
+EXTRAS := dev,lora,metrics,rl
 PINNED := --quiet --constraint constraints.txt --editable
 # uv installs what pip would, several times quicker; pip reaches indexes that only its own configuration names.
 install = $(RUN) -m uv pip install --python $(RUN) $(PINNED) '.[$(1)]' || $(RUN) -m pip install $(PINNED) '.[$(1)]'

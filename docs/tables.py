@@ -48,6 +48,9 @@ TABLES = {
     "11_dimensions": "What linear assignment does to pairs of noise and centre crops of latents.",
     "11_immiscible": "A measure of one small network, trained under one arm of noise assignment from one seed.",
     "11_pairs": "What an arm does to pairs of latents and noise, over two pools, before any training.",
+    "13_pairs": "An image of a pair of prompts, the first shared until the common step: what the surface is fitted to.",
+    "13_planned_trees": "An image of a list of prompts under one plan of one method.",
+    "13_savings": "A list of prompts that was planned and not drawn.",
 }
 
 # column -> unit, what it is; "table.column" goes before "column"
@@ -144,6 +147,25 @@ COLUMNS = {
     "chi2": ("", "how unevenly a semidiscrete coupling draws the latents, 0 if evenly"),
     "11_immiscible.value": ("", "of the measure"),
     "11_immiscible.seed": ("", "of initial weights, data order, noise and samples: the same for all arms"),
+    "kind": ("", "of list: alike, mixed or unrelated prompts"),
+    "list": ("", "kind and number of the list that the prompt belongs to"),
+    "prompt": ("", "what is to be seen"),
+    "prompts": ("", "of the list"),
+    "setting": ("", "what a method trades quality with: a floor, a threshold, a share of the steps, or steps"),
+    "nfe": ("evaluations", "of the whole plan, one seed"),
+    "nfe_share": ("", "evaluations of the whole plan, as a share of those with nothing shared"),
+    "retained": ("", "CLIP cosine as a share of what nothing shared gives, of the same prompt and seed"),
+    "quality": ("", "share of the CLIP cosine that the plan expects to keep"),
+    "low": ("", "lower end of the same, of 90 % confidence: for single prompts, or for the mean over a list"),
+    "high": ("", "upper end of the same"),
+    "added": ("", "the same by the planner's rule: losses of several shared stretches add up"),
+    "worst": ("", "the same if the worst shared stretch decides"),
+    "product": ("", "the same if what every stretch keeps is multiplied"),
+    "encoding_s": ("s", "of comparing the prompts, wall time"),
+    "planning_s": ("s", "of planning, prompts being compared, wall time"),
+    "13_planned_trees.method": ("", "ours in three forms, or a rival; see the notebook"),
+    "13_planned_trees.common_step": ("updates", "before the prompt runs by itself"),
+    "13_savings.quality": ("", "share of the CLIP cosine that the plan expects to keep, mean over prompts"),
     "switch": ("", "that is turned; a name with Q and a number is a quirk of the published code"),
 } | {
     name: ("", what) if name.endswith("share") else ("s", f"{what} {DELAY}" if "fifth" not in name else f"mean, {what}")

@@ -111,8 +111,8 @@ def mixture_front(summary: pd.DataFrame, ylabel: str, title: str = "") -> Figure
 def _name_points(ax: Axes, x: Iterable[float], y: Iterable[float], names: Iterable[str]) -> None:
     """Names above and left of the points of a front, where nothing can lie; the best first, and none on another."""
     placed: list[np.ndarray] = []
-    for *at, name in sorted(zip(x, y, names, strict=True), key=lambda point: -point[1]):
-        where = ax.transAxes.inverted().transform(ax.transData.transform(at))
+    for across, up, name in sorted(zip(x, y, names, strict=True), key=lambda point: -point[1]):
+        where = ax.transAxes.inverted().transform(ax.transData.transform((across, up)))
         if all((abs(where - other) > (0.14, 0.05)).any() for other in placed):
             placed.append(where)
-            ax.annotate(name, at, (-3, 3), textcoords="offset points", fontsize=7.5, color=INK, ha="right")
+            ax.annotate(name, (across, up), (-3, 3), textcoords="offset points", fontsize=7.5, color=INK, ha="right")

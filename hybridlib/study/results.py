@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from ..files import read_table, write_atomically, write_table
+from ..files import read_json, read_table, write_atomically, write_table
 from ..paths import OUTPUTS, RESULTS
 from .runner import SCHEDULE_COLUMNS
 from .spent import SPENT
@@ -141,6 +141,10 @@ TABLES = {
             *SCHEDULE_COLUMNS,
         ],
     ),
+    "13_savings": (
+        "13_planned_trees/savings",
+        ["kind", "prompts", "nfe", "nfe_share", "quality", "encoding_s", "planning_s"],
+    ),
 }
 
 PROFILES = {"09_lcm": "miniature-lcm"}  # of tables that another profile makes than the one taken over
@@ -153,6 +157,11 @@ def load(study: str) -> pd.DataFrame:
         ValueError: if there is none.
     """
     return read_table(RESULTS / f"{study}.parquet")
+
+
+def model_of(study: str) -> str:
+    """Identity of the model whose images a shipped table is about."""
+    return str(read_json(RESULTS / f"{study}.json")["model"])
 
 
 def choose(study: str, own: pd.DataFrame, source: Literal["shipped", "own"], profile: str) -> pd.DataFrame:

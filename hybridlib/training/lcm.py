@@ -32,6 +32,10 @@ HYBRID_SD = Recipe(  # what both published LCM models were distilled with, on tw
     weight_decay=0.0,
     precision="fp16",
 )
+ADAPTED = [  # layers that LCM-LoRA adapts
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "time_emb_proj"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
+]
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # of the boundary condition, as `LCMScheduler` has them by default
 
 
@@ -71,6 +75,19 @@ def with_guidance_embedding(unet: UNet2DConditionModel, size: int = 256) -> UNet
     weights["time_embedding.cond_proj.weight"] = torch.zeros(shape, dtype=unet.dtype, device=unet.device)
     student.load_state_dict(weights, assign=True)
     return student.requires_grad_(True)
+
+
+def with_adapter(unet: UNet2DConditionModel, rank: int = 64) -> UNet2DConditionModel:
+    """A copy of a UNet, pruned or not, whose weights stay: what learns is a low-rank adapter beside them (LCM-LoRA, Luo
+    et al., arXiv 2311.05556), by peft. It begins as the UNet it comes from, and `save_lora_adapter` writes it alone.
+
+    Nothing tells such a student the guidance scale, so `Settings.guidance` should be one number twice.
+    """
+    from peft import LoraConfig
+
+    student = copy.deepcopy(unet).requires_grad_(False)
+    student.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED))
+    return student
 
 
 def embed_guidance(weights: Tensor, size: int = 256) -> Tensor:
@@ -123,7 +140,7 @@ def consistency_loss(
         low, high = settings.guidance
         weights = low + (high - low) * torch.rand(rows, generator=generator)
         start, end, weights = start.to(device), (start - stride).clamp(min=0).to(device), weights.to(device)
-        told = embed_guidance(weights, size).to(clean.dtype)
+        told = embed_guidance(weights, size).to(clean.dtype) if size else None
         noisy = scheduler.add_noise(clean, noise, start)
         mine = _answer(model.student, noisy, start, text, told, kept, kind)
         with torch.no_grad():
@@ -156,7 +173,7 @@ def _both(
 
 
 def _answer(
-    unet: UNet2DConditionModel, noisy: Tensor, steps: Tensor, text: Tensor, told: Tensor, kept: Tensor, kind: str
+    unet: UNet2DConditionModel, noisy: Tensor, steps: Tensor, text: Tensor, told: Tensor | None, kept: Tensor, kind: str
 ) -> Tensor:
     """The consistency function: clean latents, bound to the input at timestep 0."""
     skip, out = boundary(steps)
@@ -174,12 +191,12 @@ def distil(
     settings: Settings = Settings(),  # noqa: B008 - a frozen value
     name: str = "lcm",
 ) -> History:
-    """Turn `student`, a UNet with a guidance embedding, in place into one that draws in a few steps.
+    """Turn `student`, a UNet with a guidance embedding or an adapter, in place into one that draws in a few steps.
 
     With `ema_decay` 0 the student itself is the result, as published, not its target network.
     """
-    if not student.config.time_cond_proj_dim:
-        raise ValueError("the student must have a guidance embedding; make it by with_guidance_embedding")
+    if not student.config.time_cond_proj_dim and not hasattr(student, "peft_config"):
+        raise ValueError("the student must have a guidance embedding or an adapter; see with_guidance_embedding")
     model = Consistency(student)
     loss_of = consistency_loss(teacher, model, scheduler, batch_of, unconditional, settings)
     return fit(name, model, loss_of, recipe, folder)

@@ -108,11 +108,13 @@ def test_promises_and_calibration_tell_a_kept_word_from_a_broken_one():
     assert 0.95 < low < high < 0.97
 
 
-def test_savings_grow_with_the_list():
+@pytest.mark.slow
+def test_savings_grow_with_the_list(tiny, tmp_path):
     def list_of(kind, number, seed):
         return PROMPTS[:number]
 
-    table = study.savings([2, 8, 24], ["alike"], list_of, 0.8, similarity=words, surface=SURFACE, sigmas=SIGMAS)
+    parameters = SharingParameters(numbers=[2, 8, 24], savings_floor=0.8)
+    table = study.savings(["alike"], list_of, tiny, tmp_path, parameters, words, surface=SURFACE, sigmas=SIGMAS)
     assert table["nfe_share"].is_monotonic_decreasing
     assert (table["quality"] >= 0.8).all()
 

@@ -67,10 +67,11 @@ def test_a_student_begins_as_its_teacher_and_has_the_published_size():
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("huber", [0.001, 0.0])
-def test_loss_is_that_of_the_definition(kind, huber):
+@pytest.mark.parametrize("made_by", [lcm.with_guidance_embedding, lcm.with_adapter])
+def test_loss_is_that_of_the_definition(kind, huber, made_by):
     """Guidance by hand, and the solver step by diffusers' DDIM: 50 points, trailing, its last step to timestep 0."""
     teacher = small_unet()
-    model = lcm.Consistency(lcm.with_guidance_embedding(teacher))
+    model = lcm.Consistency(made_by(teacher))
     with torch.no_grad():
         model.target.conv_out.bias += 0.1  # so that student and target differ
     scheduler = DDPMScheduler(prediction_type=kind)
@@ -87,7 +88,7 @@ def test_loss_is_that_of_the_definition(kind, huber):
     lcm_scheduler, total = LCMScheduler(prediction_type=kind), 0.0
 
     def answer(unet, noisy, step, row):
-        told = lcm.embed_guidance(weights[row : row + 1])
+        told = lcm.embed_guidance(weights[row : row + 1]) if unet.config.time_cond_proj_dim else None
         output = unet(noisy, step, text[row : row + 1], timestep_cond=told).sample
         kept = scheduler.alphas_cumprod[step]
         image = (noisy - (1 - kept).sqrt() * output) / kept.sqrt()
@@ -133,6 +134,25 @@ def test_a_killed_distillation_resumes_with_its_target(tmp_path, monkeypatch):
     assert not torch.equal(
         whole.time_embedding.cond_proj.weight, torch.zeros_like(whole.time_embedding.cond_proj.weight)
     )
+
+
+def test_an_adapter_learns_alone_and_loads_into_a_stock_unet(tmp_path):
+    teacher, student = small_unet(), lcm.with_adapter(small_unet(), rank=2)
+    x, text, step = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8), torch.tensor(499)
+    with torch.no_grad():
+        assert torch.equal(student(x, step, text).sample, teacher(x, step, text).sample)
+    settings = lcm.Settings(guidance=(7.0, 7.0))
+    lcm.distil(teacher, student, DDPMScheduler(), batch_of, UNCONDITIONAL, tmp_path, RECIPE, settings)
+    weights = {key.replace(".base_layer", ""): value for key, value in student.state_dict().items()}
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    student.save_lora_adapter(tmp_path / "adapter")
+    stock = small_unet()
+    stock.load_lora_adapter(tmp_path / "adapter", weight_name="pytorch_lora_weights.safetensors", prefix=None)
+    with torch.no_grad():
+        drawn = student(x, step, text).sample
+        torch.testing.assert_close(stock(x, step, text).sample, drawn, rtol=0, atol=1e-6)
+        assert not torch.equal(drawn, teacher(x, step, text).sample)
 
 
 def test_the_target_follows_once_a_step():

@@ -18,7 +18,6 @@ than `worst`, which forgives the early, unlike nodes altogether.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,7 +25,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...intervals import Array, Integers
-from ...paths import RESULTS
 from ...study import results
 from .. import hiqm
 from ..planning import QualitySurface, fit_surface
@@ -145,6 +143,5 @@ def shipped_surface(
             f"{scales[1]:g}; pass a surface that was fitted to these"
         )
     scores = results.load(SHIPPED)
-    model = json.loads((RESULTS / f"{SHIPPED}.json").read_text(encoding="utf-8"))["model"]
     shared, alone = (hiqm.cube(scores, variant) for variant in (_VARIANTS[scales], "woSIM"))
-    return fit_surface(shared.retained(alone), rounds=rounds, model=model, by_spread=True)
+    return fit_surface(shared.retained(alone), rounds=rounds, model=results.model_of(SHIPPED), by_spread=True)

@@ -18,7 +18,7 @@ import pandas as pd
 from ...files import write_json, write_table
 from ...intervals import Array
 from ...prompts import PromptSet
-from ...study import runner
+from ...study import results, runner
 from .. import grids, hiqm
 from ..planning import QualitySurface, fit_surface
 from . import rivals
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from ...denoising.hybrid_call import HybridPipeline
     from ...metrics import Metric
     from ...study.parameters import SharingParameters
+
+
+PAIRS = "13_pairs"  # the shipped table that the shipped surface is fitted to
 
 
 class Setting(NamedTuple):
@@ -67,15 +70,25 @@ def measured_surface(
     parameters: SharingParameters,
     metric: Metric,
 ) -> QualitySurface:
-    """The surface of SIM alone, of pairs of these prompts; the scores are `folder / scores.parquet`."""
+    """The surface of SIM alone, of pairs of these prompts; the scores are `folder / scores.parquet`.
+
+    With `figures_from = "shipped"` the pairs are run and scored, too, but the surface is that of the shipped run.
+
+    Raises:
+        ValueError: if the shipped run was of another model.
+    """
     from ...denoising.families import denoiser_of
 
-    table = pair_grid(prompts, similarity, parameters)
-    scores, _ = runner.run(table, pipeline, folder, parameters, [metric])
-    shared, alone = (hiqm.cube(scores, variant, metric.name) for variant in ("wSIM", "woSIM"))
     model = denoiser_of(pipeline).identity
-    retained = shared.retained(alone)
-    return fit_surface(retained, rounds=parameters.bootstrap_rounds, model=model, by_spread=True)
+    if parameters.figures_from == "shipped" and results.model_of(PAIRS) != model:
+        raise ValueError(
+            f"figures_from = 'shipped': the shipped surface is of {results.model_of(PAIRS)}, this model is {model}; "
+            f"figures_from = 'own' measures its own"
+        )
+    scores, _ = runner.run(pair_grid(prompts, similarity, parameters), pipeline, folder, parameters, [metric])
+    scores = results.choose(PAIRS, scores, parameters.figures_from, parameters.profile)
+    shared, alone = (hiqm.cube(scores, variant, metric.name) for variant in ("wSIM", "woSIM"))
+    return fit_surface(shared.retained(alone), rounds=parameters.bootstrap_rounds, model=model, by_spread=True)
 
 
 # --- the plans
@@ -190,33 +203,37 @@ def _by_rule(
 
 
 def savings(
-    numbers: Sequence[int],
     kinds: Sequence[str],
     list_of: Callable[[str, int, int], Sequence[str]],
-    floor: float,
+    pipeline: HybridPipeline,
+    folder: Path,
+    parameters: SharingParameters,
     similarity: Any = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """How much planned trees save on longer and longer lists. Planned only, nothing is drawn.
+    """How much planned trees save on lists of `parameters.numbers` prompts. Planned only, nothing is drawn.
 
     Args:
         list_of: kind, number and seed to prompts.
         similarity: as in `planner.share`; its time is told apart from that of planning.
 
     Returns:
-        kind, prompts, nfe, nfe_share, quality, encoding_s, planning_s (wall time).
+        kind, prompts, nfe, nfe_share, quality, encoding_s, planning_s (wall time); also `folder / savings.parquet`.
     """
     rows = []
     for kind in kinds:
-        for number in numbers:
+        for number in parameters.numbers:
             prompts = list_of(kind, number, 0)
             began = time.perf_counter()
             known = remembered(prompts, similarity)
             compared = time.perf_counter()
-            plan = share(prompts, floor, similarity=known, **options)
+            plan = share(prompts, parameters.savings_floor, similarity=known, **options)
             planned = time.perf_counter()
             cost: dict[str, Any] = {"nfe": plan.nfe, "nfe_share": plan.nfe / plan.one_at_a_time}
             cost |= {"quality": float(plan.quality[EXPECTED].mean())}
             cost |= {"encoding_s": compared - began, "planning_s": planned - compared}
             rows.append({"kind": kind, "prompts": number} | cost)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    write_table(table, folder / "savings.parquet")
+    write_json(runner.provenance(pipeline, parameters, []), folder / "savings.json")
+    return table

@@ -319,6 +319,7 @@ class SharingParameters(SamplingParameters):
     sage_shares: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.2], min_length=1)
     numbers: list[Annotated[int, Field(ge=1, le=10_000)]] = Field([10, 30], min_length=1)
     savings_floor: float = Field(0.9, gt=0, le=1)
+    figures_from: Literal["shipped", "own"] = "shipped"
 
     @model_validator(mode="after")
     def _fits_schedule(self) -> Self:
