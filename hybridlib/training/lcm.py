@@ -82,9 +82,14 @@ def with_adapter(unet: UNet2DConditionModel, rank: int = 64) -> UNet2DConditionM
     et al., arXiv 2311.05556), by peft. It begins as the UNet it comes from, and `save_lora_adapter` writes it alone.
 
     Nothing tells such a student the guidance scale, so `Settings.guidance` should be one number twice.
-    """
-    from peft import LoraConfig
 
+    Raises:
+        ValueError: if peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ValueError("an adapter needs the package peft: pip install 'hybridlib[lora]'") from error
     student = copy.deepcopy(unet).requires_grad_(False)
     student.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED))
     return student

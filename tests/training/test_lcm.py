@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, UNet2DConditionModel
@@ -169,7 +171,10 @@ def test_the_target_follows_once_a_step():
     assert moved == pytest.approx([0, 0, 0.05, 0.05, 0.0975], abs=1e-6)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match="an adapter needs the package peft: pip install"):
+        lcm.with_adapter(small_unet())
     teacher = small_unet()
     model = lcm.Consistency(lcm.with_guidance_embedding(teacher))
     with pytest.raises(ValueError, match="points must divide the 1000 timesteps"):
