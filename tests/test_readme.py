@@ -179,13 +179,15 @@ def test_hybrid_sd():
     kept = quality.means(scores, "correct").set_index(quality.SPLIT)
     first = kept.loc[grids.LARGE_FIRST, "mean"]
     found = split_claims.measured(scores).set_index("statistic")
-    order = found.loc["large first - small first, same cost"]
+    order = "large first - small first, same cost"
+    assert found.loc[order, "verdict"] == intervals.UNDECIDED
+    faster = split_claims.measured(results.load("09_lcm")).set_index("statistic").loc[order]
+    assert faster["verdict"] == intervals.HOLDS
     assert round(100 * first["10,15"]) == round(100 * first["25,0"])
-    assert kept["seeds"].eq(10).all()
+    assert kept["seeds"].eq(40).all()
     spent = quality.costs_of(scores).set_index(quality.SPLIT)["share"]
     thin = (grids.THINNED, "4,1,0.3,25")
     assert found.loc[found.index == "thinned - large", "verdict"].iloc[2] == intervals.HOLDS
-    assert round(spent[thin], 2) == round(spent[grids.LARGE_FIRST, "0,25"], 2)
     few = quality.means(results.load("09_lcm"), "correct").set_index(quality.SPLIT).loc[grids.LARGE_FIRST, "mean"]
     few = [f"{100 * few[split]:.0f}" for split in ("0,8", "4,4", "8,0")]
     counted = split_claims.counted()
@@ -194,10 +196,11 @@ def test_hybrid_sd():
         f"{words[(counted['verdict'] == intervals.HOLDS).sum()]} of {words[len(counted)]} published counts",
         f"with the large model's first 10 of 25 updates {100 * first['10,15']:.0f} % of the images",
         f"with none {100 * first['0,25']:.0f} %",
-        f"draws {100 * order['measured']:.0f} of 100 fewer right at equal cost ({100 * order['low']:.0f} to "
-        f"{100 * order['high']:.0f})",
-        f"loses nothing that can be told at {100 * spent[thin]:.0f} % of the multiply-adds",
-        f"draw {few[0]}, {few[1]} and {few[2]} % right at the published splits 0,8, 4,4 and 8,0",
+        f"large first has {100 * faster['measured']:.0f} points more at equal cost ({100 * faster['low']:.0f} to "
+        f"{100 * faster['high']:.0f})",
+        f"loses nothing that can be told at {100 * spent[thin]:.0f} % of the multiply-adds, where the small one alone "
+        f"takes {100 * spent[grids.LARGE_FIRST, '0,25']:.0f} %",
+        f"draws {few[0]}, {few[1]} and {few[2]} % right at the published splits 0,8, 4,4 and 8,0",
     )
 
 

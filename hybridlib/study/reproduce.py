@@ -248,6 +248,7 @@ def _executed(notebook: Path, parameters: Path, changes: dict[str, Any], target:
             cwd=Path.cwd(),  # where the paths in a parameter file begin
             progress_bar=sys.stderr.isatty(),
             stderr_file=sys.stderr,  # the progress bars of long cells
+            extra_arguments=["--log-level=ERROR"],  # the kernel warns that it talks in plain text; it does so at home
         )
     except PapermillExecutionError as failure:
         error = f"{failure.ename}: {_first_line(failure.evalue)}"
