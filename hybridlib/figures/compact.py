@@ -26,7 +26,7 @@ def significance(scores: Mapping[str, float], keep: Mapping[str, float], title: 
         keep: name to the share that it keeps; 1 where none is named.
     """
     ranked = sorted(scores, key=lambda name: scores[name])
-    colours = dict(zip(SHARES, sns.color_palette("flare", len(SHARES)), strict=True))
+    colours = dict(zip(SHARES, [*sns.color_palette("flare_r", len(SHARES) - 1), "#c3c8ce"], strict=True))
     figure, ax = plt.subplots(figsize=(6.4, 0.2 * len(ranked) + 0.9))
     if min(scores.values()) > 0:  # they span orders of magnitude; a group that the rules leave whole scores 0
         ax.set_xscale("log")
