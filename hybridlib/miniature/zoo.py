@@ -216,7 +216,7 @@ def _sd_reading(pipeline: StableDiffusionPipeline, judge: Judge, prompts: list[s
 
 
 def _held_out(objects: int, images: int) -> Scenes:
-    pool = sample_scenes(4 * images, seed=900_004)
+    pool = sample_scenes(max(4 * images, 1024), seed=900_004)  # fewer images are the first of the same scenes
     return pool[(pool.count == objects).nonzero()[:images, 0]]
 
 
