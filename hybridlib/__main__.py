@@ -186,7 +186,7 @@ def _share_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--level", type=float, default=0.9, help="confidence of the floor, .5 to 1 (default 0.9)")
     parser.add_argument("--each", action="store_true", help="the floor is for each prompt, not for their mean")
     parser.add_argument("--budget", type=int, metavar="NFE", help="for one seed: keep the highest floor it buys")
-    parser.add_argument("--conditioning", default="prompt", help="what groups share: prompt (default), blend, public")
+    parser.add_argument("--conditioning", default="blend", help="what groups share: blend (default), prompt, public")
     parser.add_argument("--public", nargs="+", default=[], metavar="PROMPT", help="public prompts to choose from")
     parser.add_argument("--steps", type=int, default=28, help="num_inference_steps (default 28)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the initial noise (default 1)")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 LOOKS = {  # method -> colour, marker
     "ours": (PUBLIC, "o"),
     "ours, each prompt": (PUBLIC, "^"),
-    "ours, blends": (PUBLIC, "s"),
+    "ours, full length": (PUBLIC, "s"),
+    "ours, full length, no blends": (PUBLIC, "x"),
     "one public prompt": (PERSONAL, "D"),
     "2508.21032": (VARIANT_COLOURS[0], "v"),
     "SAGE": (VARIANT_COLOURS[1], "P"),

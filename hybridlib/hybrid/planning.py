@@ -19,6 +19,7 @@ from scipy.optimize import curve_fit
 from ..fits import fit_sigmoid, sigmoid
 from ..intervals import Array, Integers, resamples
 from .hiqm import Cube, log_snr
+from .spread import Spread, of_cells, of_lists
 
 
 class Plan(NamedTuple):
@@ -42,22 +43,6 @@ class Prediction(NamedTuple):
     high: Array
 
 
-class Spread(NamedTuple):
-    """How single prompts scatter around the surface: quantiles of measured minus fitted quality at each handover.
-
-    What is measured is a mean over the seeds of the scores, so this is the scatter of such means.
-    """
-
-    log_snr: Array  # (places,) rising
-    shares: Array  # (quantiles,) rising, in 0..1
-    residuals: Array  # (places, quantiles)
-
-    def at(self, log_snr: Array, share: float) -> Array:
-        """The quantile `share` at any log-SNR: between measured handovers a straight line, beyond them the nearest."""
-        column = [np.interp(share, self.shares, row) for row in self.residuals]
-        return np.interp(log_snr, self.log_snr, column)
-
-
 @dataclass(frozen=True, repr=False, eq=False)
 class QualitySurface:
     """Q(x, m) = (U - C) / (1 + exp(k (x - x0))) + C with C = c0 + c1 m and x0 = a0 + a1 m.
@@ -75,6 +60,7 @@ class QualitySurface:
     RMSE: float
     spread: Spread | None = None  # of single prompts; None where nobody measured it
     model: str = ""  # identity of the denoiser whose images were scored; "" where it is not told
+    list_spread: Spread | None = None  # of means over short lists; None where too few prompts were measured
 
     def __repr__(self) -> str:
         low, high = self.similarity_range
@@ -100,6 +86,16 @@ class QualitySurface:
         twice = mean + np.concatenate([scatter + np.roll(scatter, lag, axis=0) for lag in (1, 2, 3)])
         low, high = np.quantile(twice, [1 - level, level], axis=0)
         return Prediction(mean, low, high)
+
+    def predict_list(self, sigma: ArrayLike, similarity: ArrayLike, level: float = 0.9) -> Prediction:
+        """Mean quality over a short list that shares under one of its prompts: the wider of `predict` and of how such
+        lists scattered (`spread.of_lists`)."""
+        found = self.predict(sigma, similarity, level)
+        if self.list_spread is None:
+            return found
+        x = np.broadcast_to(log_snr(sigma), found.mean.shape)
+        low, high = (found.mean + self.list_spread.at(x, share) for share in (1 - level, level))
+        return Prediction(found.mean, np.minimum(found.low, low), np.maximum(found.high, high))
 
     def predict_each(self, sigma: ArrayLike, similarity: ArrayLike, level: float = 0.9) -> Prediction:
         """Quality of a single prompt: one-sided bounds that each hold for a share `level` of the fitted prompts.
@@ -186,7 +182,9 @@ def fit_surface(
     span = float(m.min()), float(m.max())
     redrawn = np.array(replicates).reshape(-1, 6)
     steps, sigmas = cubes[0].common_steps, cubes[0].sigmas
-    return QualitySurface(best, redrawn, span, steps, sigmas, rmse, _spread(x, residuals), model)
+    cells = of_cells(x, residuals)
+    lists = of_lists(cubes[0], lambda x, m: _surface((x, m), *best))
+    return QualitySurface(best, redrawn, span, steps, sigmas, rmse, cells, model, lists)
 
 
 def plan_table(
@@ -215,12 +213,6 @@ def noise_levels_of(sigmas: ArrayLike) -> Array:
             f"sigmas must be flow-matching noise levels that fall within [0, 1], got {levels.tolist()[:4]}"
         )
     return levels
-
-
-def _spread(x: Array, residuals: Array) -> Spread:
-    shares = np.linspace(0.01, 0.99, 99)
-    places, index = np.unique(x, return_inverse=True)
-    return Spread(places, shares, np.array([np.quantile(residuals[index == i], shares) for i in range(len(places))]))
 
 
 def _certainty(x: Array, residuals: Array, largest: float = 1000.0) -> Array:

@@ -141,6 +141,10 @@ TABLES = {
             *SCHEDULE_COLUMNS,
         ],
     ),
+    "13_steps": (
+        "13_planned_trees/steps/scores",
+        ["personal", "seed", "clip", *SCHEDULE_COLUMNS[:2]],
+    ),
     "13_savings": (
         "13_planned_trees/savings",
         ["kind", "prompts", "nfe", "nfe_share", "quality", "encoding_s", "planning_s"],

@@ -196,6 +196,23 @@ def test_repeated_prompts_are_drawn_once_and_counted_for_each():
     assert planned(["a star"] * 3).nfe == 2 * STEPS
 
 
+def test_fewer_steps_and_sharing_together():
+    """The cheaper of both schedules, each with what its own steps leave of the floor."""
+    options = {"similarity": words, "surface": SURFACE}
+    plain = share(PROMPTS, 0.85, **options)
+    assert share(PROMPTS, 0.85, num_inference_steps={28: 1.0}, **options).nfe == plain.nfe
+    for kept in (0.99, 0.9, 0.8):
+        both = share(PROMPTS, 0.85, num_inference_steps={28: 1.0, 14: kept}, **options)
+        short = share(PROMPTS, 1 - (kept - 0.85), num_inference_steps=14, **options) if kept > 0.85 else plain
+        assert both.nfe == min(plain.nfe, short.nfe)
+        assert both.quality[1].mean() >= 0.85 - 1e-9
+        assert both.one_at_a_time == plain.one_at_a_time
+    assert both.num_inference_steps == 28  # fourteen steps alone keep less than the floor
+    budget = share(PROMPTS, budget=plain.nfe // 2, num_inference_steps={28: 1.0, 14: 0.99}, **options)
+    assert budget.nfe <= plain.nfe // 2
+    assert budget.num_inference_steps == 14
+
+
 @pytest.mark.parametrize("number", [4, len(PROMPTS)])
 def test_a_budget_buys_the_highest_floor(number):
     alone = 2 * STEPS * number
@@ -270,6 +287,16 @@ def test_long_lists_are_planned_in_blocks(monkeypatch):
         (["a"], {"sigmas": None, "num_inference_steps": 0}, ValueError, "num_inference_steps must lie in 1..1000"),
         (["a"], {"sigmas": None, "shift": -1.0}, ValueError, "shift must lie above 0"),
         (["a"], {"surface": None, "guidance_scale": 5.0}, ValueError, "shipped surface is for .* 2 and 7 or 7 and 7"),
+        (["a"], {"num_inference_steps": {28: 1.0}}, ValueError, "sigmas are of one schedule; give num_inference_steps"),
+        (["a"], {"sigmas": None, "num_inference_steps": {}}, ValueError, r"must say what each number .*, got {}"),
+        (["a"], {"sigmas": None, "num_inference_steps": {9: 1.5}}, ValueError, r"keeps, in \(0, 1\], got {9: 1.5}"),
+        (["a"], {"sigmas": None, "num_inference_steps": {9: 0.7}}, ValueError, "keeps 0.95, the best keeps 0.7"),
+        (
+            ["a"],
+            {"sigmas": None, "num_inference_steps": {9: 1.0}, "budget": 3},
+            ValueError,
+            r"one of \[9\] steps, got 3",
+        ),
         (["a"], {"similarity": lambda texts: np.full((1, 2), np.nan)}, ValueError, "similarity must give a finite"),
     ],
 )

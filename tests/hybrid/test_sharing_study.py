@@ -8,36 +8,60 @@ import pytest
 from sharing_cases import PROMPTS, SIGMAS, STEPS, SURFACE, words
 
 from hybridlib.hybrid.sharing import measured, study
-from hybridlib.hybrid.sharing.measured import ALONE, EACH, OURS, PUBLIC, REUSE, SAGE, SHORTER
+from hybridlib.hybrid.sharing.measured import ALONE, EACH, OURS, PUBLIC, REUSE, SAGE, SHARING, SHORTER
+from hybridlib.hybrid.sharing.measured import PROMPTS as OWN_PROMPTS
 from hybridlib.study.parameters import SharingParameters
 
 OPTIONS = {"surface": SURFACE, "similarity": words, "sigmas": SIGMAS}
-SMALL = SharingParameters(num_inference_steps=STEPS, floors=[0.9, 0.7], taus=[0.5], sage_shares=[0.2], list_size=4)
+SMALL = SharingParameters(
+    num_inference_steps=STEPS, floors=[0.9, 0.7], taus=[0.5], sage_shares=[0.2], list_size=4, shorter=[14, 7]
+)
+
+
+def steps_table(prompts=12):
+    """Half of the steps lose a twentieth, a quarter of them a fifth, and prompts scatter."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"personal": prompt, "seed": seed, "num_inference_steps": steps, "clip": 0.5 * kept + noise}
+        for prompt in range(prompts)
+        for seed in (1, 2)
+        for steps, kept, noise in ((STEPS, 1.0, 0.0), (14, 0.95, 0.02 * rng.normal()), (7, 0.8, 0.02 * rng.normal()))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_what_fewer_steps_surely_keep():
+    table = steps_table(prompts=400)
+    mean, each = (measured.kept_by_steps(table, 10, each) for each in (False, True))
+    assert mean[STEPS] == each[STEPS] == 1
+    # noise of .02 over two seeds is .0283 of .5; 90 % one-sided is 1.28 of it, over lists of ten divided by their root
+    assert mean[14] == pytest.approx(0.95 - 1.2816 * 0.0283 / 10**0.5, abs=0.004)
+    assert each[7] == pytest.approx(0.8 - 1.2816 * 0.0283, abs=0.008)
 
 
 def test_every_method_is_planned():
-    settings = list(study.plans(PROMPTS[:4], SMALL, **OPTIONS))
+    settings = list(study.plans(PROMPTS[:4], SMALL, steps_table(), **OPTIONS))
     found = pd.DataFrame([(s.method, s.setting) for s in settings], columns=["method", "setting"])
     assert not found.duplicated().any()
-    assert set(found["method"]) == {ALONE, OURS, EACH, measured.BLENDS, PUBLIC, REUSE, SAGE, SHORTER}
+    assert set(found["method"]) == {ALONE, OURS, EACH, SHARING, OWN_PROMPTS, PUBLIC, REUSE, SAGE, SHORTER}
     nfe = {(s.method, s.setting): s.plan.nfe for s in settings}
     for floor in SMALL.floors:
-        assert nfe[OURS, floor] <= nfe[PUBLIC, floor] <= nfe[ALONE, 1.0]
-    shorter = [s.plan for s in settings if s.method == SHORTER]
-    assert {plan.nfe for plan in shorter} <= {4 * 2 * steps for steps in range(1, STEPS)}
-    # the longest schedules that cost no more than our plans
-    wanted = {nfe[OURS, floor] // 8 for floor in SMALL.floors} - {STEPS}
-    assert {plan.num_inference_steps for plan in shorter} == wanted
+        assert nfe[OURS, floor] <= nfe[SHARING, floor] <= nfe[ALONE, 1.0]
+        assert nfe[OWN_PROMPTS, floor] <= nfe[PUBLIC, floor]
+    assert nfe[SHORTER, 14.0] == nfe[ALONE, 1.0] / 2
 
 
 def test_a_grid_has_every_image_once():
-    settings = [s for s in study.plans(PROMPTS[:3], SMALL, **OPTIONS) if s.method in (ALONE, OURS)]
+    settings = [
+        s for s in study.plans(PROMPTS[:3], SMALL, steps_table(), **OPTIONS) if s.method in (ALONE, OURS, SHORTER)
+    ]
     table = study.grid("alike 0", "alike", settings, [1, 2])
     assert len(table) == len(settings) * 3 * 2
     assert table["path"].is_unique
     for (method, setting), part in table.groupby(["method", "setting"]):
         plan = next(s.plan for s in settings if (s.method, s.setting) == (method, setting))
         assert part["nfe"].unique() == [plan.nfe]
+        assert part["nfe_share"].unique() == [plan.nfe / (3 * 2 * STEPS)]  # fewer steps, too, cost less
         assert set(part["trajectory"]) == set(plan.trajectories([1, 2]))
     assert all(row.trajectory.segments[-1].prompt == row.prompt for row in table.itertuples())
 
@@ -132,17 +156,26 @@ def test_the_study_runs_and_goes_on_where_it_was_killed(tiny, tmp_path, monkeypa
     from hybridlib.denoising.solvers import noise_levels, prepared_scheduler
 
     parameters = SharingParameters(
-        image_size=32, num_inference_steps=4, shift=3.0, floors=[0.6], taus=[0.7], pair_common_steps=[0, 1, 2, 3, 3]
+        image_size=32,
+        num_inference_steps=4,
+        shift=3.0,
+        floors=[0.6],
+        taus=[0.7],
+        pair_common_steps=[0, 1, 2, 3, 3],
+        shorter=[2],
+        figures_from="own",
     )
     sigmas = noise_levels(prepared_scheduler(denoiser_of(tiny), 4, (8, 8)))[:-1].double().numpy()
     lists = {"alike 0": ("alike", PROMPTS[:3]), "alike 1": ("alike", PROMPTS[4:7])}
     options = {"surface": SURFACE, "similarity": words, "sigmas": sigmas, "shift": 3.0}
-    scores = study.run(lists, tiny, tmp_path, parameters, [Brightness()], **options)
+    steps = study.steps_scores(PROMPTS[8:12], tiny, tmp_path / "steps", parameters, Brightness())
+    assert list(steps.groupby("num_inference_steps").size().items()) == [(2, 4), (4, 4)]
+    scores = study.run(lists, tiny, tmp_path, parameters, [Brightness()], steps, **options)
     alone = scores[scores["method"] == ALONE]
     np.testing.assert_allclose(alone["retained"], 1)
     assert scores["added"].notna().any()
     from hybridlib.study import runner
 
     monkeypatch.setattr(runner, "_run_shard", lambda *a, **k: pytest.fail("made again"))
-    again = study.run(lists, tiny, tmp_path, parameters, [Brightness()], **options)
+    again = study.run(lists, tiny, tmp_path, parameters, [Brightness()], steps, **options)
     pd.testing.assert_frame_equal(scores, again)

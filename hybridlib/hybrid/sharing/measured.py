@@ -12,10 +12,43 @@ from ...runs import t_interval
 from .quality import RULES
 
 ALONE, SHORTER, PUBLIC = "nothing shared", "fewer steps", "one public prompt"
-OURS, EACH, BLENDS = "ours", "ours, each prompt", "ours, blends"
+OURS, EACH = "ours", "ours, each prompt"  # free to have fewer steps
+SHARING, PROMPTS = "ours, full length", "ours, full length, no blends"
 REUSE, SAGE = "2508.21032", "SAGE"
 CELL = ["list", "prompt", "seed"]
 EQUAL = 0.01  # within which two qualities count as equal
+
+
+def kept_by_steps(
+    scores: pd.DataFrame, prompts: int, each: bool = False, level: float = 0.9, value: str = "clip"
+) -> dict[int, float]:
+    """What each number of steps keeps when nothing is shared, of the longest: the lower end, for `planner.share`.
+
+    Args:
+        scores: num_inference_steps, personal, seed and the value, the longest among them.
+        prompts: of the lists that it is for, whose means scatter, too.
+        each: for single prompts instead of for the mean over such a list.
+    """
+    from scipy.stats import t
+
+    means = scores.pivot_table(index="personal", columns="num_inference_steps", values=value)
+    longest = means[means.columns.max()]
+    kept = 1 + means.sub(longest, axis=0) / longest.mean()
+    if each:
+        low = kept.quantile(1 - level)
+    else:
+        spread = kept.std() * np.sqrt(1 / len(kept) + 1 / prompts)
+        low = kept.mean() - t.ppf(level, len(kept) - 1) * spread
+    return dict(zip(means.columns.astype(int).tolist(), low.clip(upper=1.0).tolist(), strict=True))
+
+
+def steps_table(scores: pd.DataFrame, prompts: int, value: str = "clip") -> pd.DataFrame:
+    """steps, the mean of the value and what is kept of it: mean, and both lower ends of `kept_by_steps`."""
+    mean = scores.groupby("num_inference_steps")[value].mean().sort_index(ascending=False)
+    table = pd.DataFrame({value: mean, "kept": mean / mean.iloc[0]})
+    for name, each in (("list", False), ("each", True)):
+        table[f"kept, {name}, at least"] = pd.Series(kept_by_steps(scores, prompts, each, value=value))
+    return table.rename_axis("steps").reset_index()
 
 
 def beside_alone(scores: pd.DataFrame, value: str = "clip") -> pd.DataFrame:
@@ -94,7 +127,7 @@ def promises(scores: pd.DataFrame) -> pd.DataFrame:
         kind, method, floor, prompts, prompts_above, lists, lists_above (shares).
     """
     rows = []
-    floors = scores[scores["method"].isin([OURS, EACH, BLENDS, PUBLIC])]
+    floors = scores[scores["method"].isin([OURS, EACH, SHARING, PROMPTS, PUBLIC])]
     for (kind, method, floor), part in floors.groupby(["kind", "method", "setting"], sort=False):
         single, whole = (part.groupby(keys)["retained"].mean() for keys in (["list", "prompt"], "list"))
         kept: dict[str, Any] = {"prompts": len(single), "prompts_above": (single >= floor).mean()}

@@ -25,6 +25,10 @@ BLOCK = 2000  # prompts that are clustered at once; distances of every pair take
 LARGEST_COMPLETE = 7  # prompts of which every group is tried: 3^n / 2 ways to fall apart
 
 
+class OverBudget(ValueError):
+    """The cheapest tree takes more than there is."""
+
+
 class Groups(NamedTuple):
     """Groups of prompts that a tree can be made of, small ones first; the last holds every prompt.
 
@@ -105,7 +109,7 @@ def cheapest(
         budget: NFE that are enough. The tree is then the one whose paths are charged least, up to `slack`.
 
     Raises:
-        ValueError: if no tree within `slack` is as cheap as the budget.
+        OverBudget: if no tree within `slack` is as cheap as the budget.
     """
     latest = next((len(charge) - 1 for charge in charges if charge is not None), 0)
     shared, own = nfe
@@ -116,7 +120,7 @@ def cheapest(
     least, column = tables[-1][0], resolution
     if budget is not None:
         if least[-1] > budget:
-            raise ValueError(
+            raise OverBudget(
                 f"budget must be at least {least[-1]:.0f} NFE, which the cheapest tree takes, got {budget}"
             )
         column = int(np.argmax(least <= budget))

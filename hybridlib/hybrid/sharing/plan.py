@@ -65,6 +65,7 @@ class SharingPlan:
         each: whether the bounds are for single prompts, or for the mean over a list.
         one_public_nfe: what the best single public prompt takes for the same quality.
         model: identity of the denoiser that the quality was measured on; "" where it is not told.
+        longest: steps that nothing shared is told for, where the plan was free to have fewer; else its own.
     """
 
     prompts: tuple[str, ...]
@@ -74,6 +75,7 @@ class SharingPlan:
     each: bool = False
     one_public_nfe: int | None = None
     model: str = ""
+    longest: int | None = None
 
     def __repr__(self) -> str:
         return (
@@ -104,7 +106,7 @@ class SharingPlan:
     @property
     def one_at_a_time(self) -> int:
         """Evaluations for one seed if each prompt given, repeated ones too, were run alone."""
-        return len(self.prompts) * self.paths[0][-1].nfe * self.num_inference_steps
+        return len(self.prompts) * self.paths[0][-1].nfe * (self.longest or self.num_inference_steps)
 
     @property
     def shares(self) -> bool:

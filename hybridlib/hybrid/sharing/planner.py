@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -31,11 +31,11 @@ def share(
     budget: int | None = None,
     level: float = 0.9,
     each: bool = False,
-    conditioning: str = "prompt",
+    conditioning: str = "blend",
     public_prompts: Sequence[str] = (),
     public_guidance_scale: float = 2.0,
     guidance_scale: float = 7.0,
-    num_inference_steps: int = 28,
+    num_inference_steps: int | Mapping[int, float] = 28,
     shift: float | None = None,
     sigmas: ArrayLike | None = None,
     surface: QualitySurface | None = None,
@@ -48,6 +48,9 @@ def share(
     of a short list scatters more. Prompts that are less alike than any pair the surface knows share nothing; how
     several nodes on one way add up is told in `quality`.
 
+    Fewer steps save work, too, often more than sharing. Given what each number of steps keeps when nothing is shared,
+    the plan may have fewer, and the floor is for both losses together.
+
     Up to 7 different prompts no tree of any shape is cheaper, among those whose groups run under their closest
     conditioning (`groups.Conditioner`). Longer lists get the best tree over one dendrogram. See `optimise` for both.
 
@@ -57,11 +60,13 @@ def share(
         budget: NFE for one seed. The plan then keeps the highest floor that these can buy.
         level: confidence of the promise, in [.5, 1). At .5 the expected quality keeps the floor, at .9 its lower end.
         each: whether every single prompt keeps the floor with this confidence, instead of the mean over the list.
-        conditioning: what a group shares, one of "prompt", "blend", "public".
+        conditioning: what a group shares: "blend", the mean of its prompts' embeddings; "prompt", the one of them that
+            is closest to the others; "public", a written one. Blends kept more than prompts in study 13.
         public_prompts: written ones, for "public".
         public_guidance_scale: of shared steps.
         guidance_scale: of a prompt's own steps.
-        num_inference_steps: updates.
+        num_inference_steps: updates; or numbers of updates to choose from, each with the quality that it keeps when
+            nothing is shared, in (0, 1]. What nothing shared takes is then told for the longest.
         shift: of the noise schedule, by default mini-sd3's.
         sigmas: flow-matching noise levels before each update (a last 0 is ignored), instead of the two above.
         surface: of retained quality, from `planning.fit_surface`; by default that of mini-sd3 at these scales.
@@ -72,15 +77,58 @@ def share(
         TypeError: if prompts are no list of texts.
         ValueError: one sentence, if an argument lies outside its range, or the budget is below what any plan takes.
     """
-    options: dict[str, Any] = {"num_inference_steps": num_inference_steps, "shift": shift, "sigmas": sigmas}
-    options |= {"level": level, "each": each, "surface": surface, "similarity": similarity}
+    options: dict[str, Any] = {"shift": shift, "level": level, "each": each, "surface": surface}
     options |= {"public_guidance_scale": public_guidance_scale, "guidance_scale": guidance_scale}
+    options |= {"conditioning": conditioning, "public_prompts": public_prompts}
     check_floor(quality_floor)
-    asked = ask(prompts, conditioning=conditioning, public_prompts=public_prompts, **options)
+    if isinstance(num_inference_steps, Mapping):
+        if sigmas is not None:
+            raise ValueError("sigmas are of one schedule; give num_inference_steps one number with them")
+        return _shortest(prompts, quality_floor, budget, num_inference_steps, similarity, options)
+    options |= {"num_inference_steps": num_inference_steps, "sigmas": sigmas, "similarity": similarity}
+    asked = ask(prompts, **options)
     plan = asked.plan(_optimised(asked, 1 - quality_floor, budget))
     slack = 1 - quality_floor if budget is None else 1 - float(plan.quality[LOW].mean())
     star = sum(root.nfe for root in grown(one_public(asked.conditioner, slack, asked.scales)))
     return replace(plan, one_public_nfe=star)
+
+
+def _shortest(
+    prompts: Sequence[str],
+    quality_floor: float,
+    budget: int | None,
+    kept: Mapping[int, float],
+    similarity: Any,
+    options: dict[str, Any],
+) -> SharingPlan:
+    """The best plan over numbers of steps: the cheapest, or of those within a budget the one that keeps most."""
+    if not kept or not all(0 < share_of <= 1 for share_of in kept.values()):
+        raise ValueError(f"num_inference_steps must say what each number of steps keeps, in (0, 1], got {dict(kept)}")
+    texts = checked(prompts)
+    vectors = dict(zip(texts, encoded(texts, similarity), strict=True))
+    public = options["public_prompts"]
+    vectors |= dict(zip(public, encoded(public, similarity), strict=True)) if public else {}
+    options = {**options, "similarity": lambda wanted: np.array([vectors[text] for text in wanted])}
+    plans = []
+    for steps, share_of in kept.items():
+        floor = 1 - (share_of - quality_floor) if budget is None else 0.5
+        if floor > 1 + 1e-12:
+            continue
+        try:
+            plan = share(prompts, min(floor, 1.0), budget=budget, num_inference_steps=steps, **options)
+        except optimise.OverBudget:
+            continue
+        plans.append(replace(plan, quality=plan.quality - (1 - share_of), longest=max(kept)))
+    if not plans:
+        best = max(kept.values())
+        raise ValueError(
+            f"num_inference_steps must hold a number that keeps {quality_floor:g}, the best keeps {best:g}"
+            if budget is None
+            else f"budget must pay for the cheapest tree of one of {sorted(kept)} steps, got {budget}"
+        )
+    if budget is None:
+        return min(plans, key=lambda plan: plan.nfe)
+    return max(plans, key=lambda plan: float(plan.quality[LOW].mean()))
 
 
 class Asked(NamedTuple):
@@ -105,7 +153,7 @@ def ask(
     *,
     level: float = 0.9,
     each: bool = False,
-    conditioning: str = "prompt",
+    conditioning: str = "blend",
     public_prompts: Sequence[str] = (),
     public_guidance_scale: float = 2.0,
     guidance_scale: float = 7.0,

@@ -79,7 +79,7 @@ def forecast(
     Args:
         sigmas: (steps,) flow-matching noise levels before each update, falling.
         level: of the bounds, each right with this confidence.
-        each: bounds for single prompts instead of for the mean over a fresh list.
+        each: bounds for single prompts instead of for the mean over a fresh short list.
         same_scale: whether shared and own steps are guided alike. Then a prompt that shares its own steps loses
             nothing; else it was shared under another scale, and counts as the most alike that was fitted.
 
@@ -94,7 +94,7 @@ def _tabulated(
     surface: QualitySurface, sigmas: tuple[float, ...], level: float, each: bool, same_scale: bool
 ) -> Forecast:
     levels, edges = np.array(sigmas), np.linspace(*surface.similarity_range, BINS)
-    predict = surface.predict_each if each else surface.predict
+    predict = surface.predict_each if each else surface.predict_list
     known = np.stack(predict(levels[None, :], edges[:, None], level))  # (3, BINS, steps)
     known[:, :, 0] = 1.0
     known = np.minimum.accumulate(np.minimum(known, 1.0), axis=2)

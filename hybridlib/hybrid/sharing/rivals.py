@@ -23,19 +23,13 @@ def alone(asked: Asked) -> SharingPlan:
 
 
 def fewer_steps(asked: Asked, shorter: Asked) -> SharingPlan:
-    """Nothing shared and a shorter schedule: the honest rival of any plan of the same NFE, see `steps_for`.
+    """Nothing shared and a shorter schedule: the honest rival of any plan of the same NFE.
 
     Args:
         shorter: the same prompts, asked for that schedule. Its quality is nan: no surface knows it.
     """
     plan = alone(shorter)
     return replace(plan, prompts=asked.prompts, quality=np.full_like(plan.quality, np.nan))
-
-
-def steps_for(asked: Asked, nfe: int) -> int:
-    """Updates that `nfe` evaluations buy each different prompt when nothing is shared, at least 1."""
-    texts = asked.conditioner.texts
-    return max(1, nfe // (len(texts) * _own(asked, texts[0])[0].nfe))
 
 
 def public_prompt(asked: Asked, quality_floor: float) -> SharingPlan:

@@ -23,7 +23,7 @@ from .. import grids, hiqm
 from ..planning import QualitySurface, fit_surface
 from . import rivals
 from .groups import encoded
-from .measured import ALONE, BLENDS, EACH, OURS, PUBLIC, REUSE, SAGE, SHORTER, beside_alone
+from .measured import ALONE, EACH, OURS, PROMPTS, PUBLIC, REUSE, SAGE, SHARING, SHORTER, beside_alone, kept_by_steps
 from .plan import SharingPlan, expected
 from .planner import ask, share
 from .quality import EXPECTED, RULES
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ...study.parameters import SharingParameters
 
 
-PAIRS = "13_pairs"  # the shipped table that the shipped surface is fitted to
+PAIRS, STEPS = "13_pairs", "13_steps"  # shipped tables: what the surface is fitted to, and what fewer steps keep
 
 
 class Setting(NamedTuple):
@@ -80,15 +80,48 @@ def measured_surface(
     from ...denoising.families import denoiser_of
 
     model = denoiser_of(pipeline).identity
+    _check_shipped(model, parameters)
+    scores, _ = runner.run(pair_grid(prompts, similarity, parameters), pipeline, folder, parameters, [metric])
+    scores = results.choose(PAIRS, scores, parameters.figures_from, parameters.profile)
+    shared, alone = (hiqm.cube(scores, variant, metric.name) for variant in ("wSIM", "woSIM"))
+    return fit_surface(shared.retained(alone), rounds=parameters.bootstrap_rounds, model=model, by_spread=True)
+
+
+def steps_scores(
+    prompts: Sequence[str], pipeline: HybridPipeline, folder: Path, parameters: SharingParameters, metric: Metric
+) -> pd.DataFrame:
+    """Every prompt alone at full length and at every shorter one, scored; also `folder / scores.parquet`."""
+    from ...denoising.families import denoiser_of
+    from ...denoising.trajectory import Segment, Trajectory
+
+    _check_shipped(denoiser_of(pipeline).identity, parameters)
+    tables = []
+    for steps in (parameters.num_inference_steps, *parameters.shorter):
+        rows = [
+            {
+                "path": f"steps{steps}/prompt{number}_seed{seed}.png",
+                **{"prompt": prompt, "personal": number, "seed": seed, "shard": seed, "common_step": 0},
+                "trajectory": Trajectory(seed, (Segment(prompt, 0, steps, parameters.guidance_scale),)),
+            }
+            for seed in parameters.step_seeds
+            for number, prompt in enumerate(prompts)
+        ]
+        chosen = parameters.model_copy(update={"num_inference_steps": steps})
+        scores, _ = runner.run(pd.DataFrame(rows), pipeline, folder, chosen, [metric], f"scores_{steps}_steps")
+        tables.append(scores)
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs = tables[0].attrs
+    write_table(table, folder / "scores.parquet")
+    write_json(runner.provenance(pipeline, parameters, [metric]), folder / "scores.json")
+    return results.choose(STEPS, table, parameters.figures_from, parameters.profile)
+
+
+def _check_shipped(model: str, parameters: SharingParameters) -> None:
     if parameters.figures_from == "shipped" and results.model_of(PAIRS) != model:
         raise ValueError(
             f"figures_from = 'shipped': the shipped surface is of {results.model_of(PAIRS)}, this model is {model}; "
             f"figures_from = 'own' measures its own"
         )
-    scores, _ = runner.run(pair_grid(prompts, similarity, parameters), pipeline, folder, parameters, [metric])
-    scores = results.choose(PAIRS, scores, parameters.figures_from, parameters.profile)
-    shared, alone = (hiqm.cube(scores, variant, metric.name) for variant in ("wSIM", "woSIM"))
-    return fit_surface(shared.retained(alone), rounds=parameters.bootstrap_rounds, model=model, by_spread=True)
 
 
 # --- the plans
@@ -100,31 +133,40 @@ def remembered(prompts: Sequence[str], similarity: Any = None) -> Callable[[Sequ
     return lambda texts: np.array([known[text] for text in texts])
 
 
-def plans(prompts: Sequence[str], parameters: SharingParameters, **options: Any) -> Iterator[Setting]:
-    """Every plan of a list. `options` are those of `planner.ask`: surface, similarity, sigmas."""
-    question = ask(prompts, **options)
+def plans(
+    prompts: Sequence[str], parameters: SharingParameters, steps: pd.DataFrame, **options: Any
+) -> Iterator[Setting]:
+    """Every plan of a list.
+
+    Args:
+        steps: as `steps_scores` returns it.
+        options: of `planner.ask`: surface, similarity, sigmas.
+    """
+    question = ask(prompts, conditioning="prompt", **options)
+    free = options | {"sigmas": None}
+    kept = {each: kept_by_steps(steps, len(prompts), each) for each in (False, True)}
     yield Setting(ALONE, 1.0, rivals.alone(question))
-    ours: list[SharingPlan] = []
     for floor in parameters.floors:
-        ours.append(share(prompts, floor, **options))
-        yield Setting(OURS, floor, ours[-1])
-        yield Setting(EACH, floor, share(prompts, floor, each=True, **options))
-        yield Setting(BLENDS, floor, share(prompts, floor, conditioning="blend", **options))
+        yield Setting(OURS, floor, share(prompts, floor, **free | {"num_inference_steps": kept[False]}))
+        yield Setting(EACH, floor, share(prompts, floor, each=True, **free | {"num_inference_steps": kept[True]}))
+        yield Setting(SHARING, floor, share(prompts, floor, **options))
+        yield Setting(PROMPTS, floor, share(prompts, floor, conditioning="prompt", **options))
         yield Setting(PUBLIC, floor, rivals.public_prompt(question, floor))
     for tau in parameters.taus:
         yield Setting(REUSE, tau, rivals.clustered(question, tau))
     for part in parameters.sage_shares:
         yield Setting(SAGE, part, rivals.semantic_groups(question, parameters.sage_threshold, part))
-    wanted = {rivals.steps_for(question, plan.nfe) for plan in ours} - {question.conditioner.forecast.steps}
-    for steps in sorted(wanted, reverse=True):
-        shorter = ask(prompts, **options | {"sigmas": None, "num_inference_steps": steps})
-        yield Setting(SHORTER, float(steps), rivals.fewer_steps(question, shorter))
+    for number in parameters.shorter:
+        shorter = ask(prompts, **free | {"num_inference_steps": number})
+        yield Setting(SHORTER, float(number), rivals.fewer_steps(question, shorter))
 
 
 def grid(name: str, kind: str, settings: Sequence[Setting], seeds: Sequence[int]) -> pd.DataFrame:
     """One row per image of a list: kind, list, method, setting, prompt, number, seed, shard, path, trajectory, and of
-    its plan the NFE a seed (`nfe`, `nfe_share`), the last shared step (`common_step`) and quality, low, high."""
+    its plan the NFE a seed (`nfe`, and `nfe_share` of what nothing shared takes at full length), the last shared step
+    (`common_step`) and quality, low, high."""
     rows: list[dict[str, Any]] = []
+    whole = next(plan.nfe for method, _, plan in settings if method == ALONE)
     for method, setting, plan in settings:
         place = f"{name}/{method}_{setting:g}".replace(" ", "_").replace(",", "")
         told = plan.table
@@ -137,7 +179,7 @@ def grid(name: str, kind: str, settings: Sequence[Setting], seeds: Sequence[int]
                         **{"kind": kind, "list": name, "method": method, "setting": setting, "number": number},
                         "shard": f"{name} {seed}",  # else nearly every plan has roots of its own, and batches are small
                         **{"seed": seed, "prompt": row["prompt"], "common_step": int(row["shared"])},
-                        **{"nfe": plan.nfe, "nfe_share": plan.nfe / plan.one_at_a_time},
+                        **{"nfe": plan.nfe, "nfe_share": plan.nfe / whole},
                         **{"quality": row["quality"], "low": row["low"], "high": row["high"]},
                         "trajectory": way,
                     }
@@ -151,12 +193,14 @@ def run(
     folder: Path,
     parameters: SharingParameters,
     metrics: Sequence[Metric],
+    steps: pd.DataFrame,
     **options: Any,
 ) -> pd.DataFrame:
     """Images and scores of every plan of every list; also `folder / scores.parquet`. A killed run goes on.
 
     Args:
         lists: name -> kind and prompts.
+        steps: as `steps_scores` returns it.
         options: of `planner.ask`, the same for all.
 
     Returns:
@@ -166,15 +210,15 @@ def run(
     grids_of, rules = [], []
     for name, (kind, prompts) in lists.items():
         own = {**options, "similarity": remembered(prompts, options.get("similarity"))}
-        settings = list(plans(prompts, parameters, **own))
+        settings = list(plans(prompts, parameters, steps, **own))
         grids_of.append(grid(name, kind, settings, parameters.seeds))
         rules.append(_by_rule(name, settings, prompts, own))
     table = pd.concat(grids_of, ignore_index=True)
     lengths = table["trajectory"].map(lambda way: way.stop)
     tables = []
-    for steps, part in reversed(list(table.groupby(lengths, sort=True))):  # the whole schedule first
-        chosen = parameters.model_copy(update={"num_inference_steps": int(steps)})
-        scores, _ = runner.run(part.reset_index(drop=True), pipeline, folder, chosen, metrics, f"scores_{steps}_steps")
+    for length, part in reversed(list(table.groupby(lengths, sort=True))):  # the whole schedule first
+        chosen = parameters.model_copy(update={"num_inference_steps": int(length)})
+        scores, _ = runner.run(part.reset_index(drop=True), pipeline, folder, chosen, metrics, f"scores_{length}_steps")
         tables.append(scores)
     scores = pd.concat(tables, ignore_index=True).merge(
         pd.concat(rules, ignore_index=True), on=["list", "method", "setting", "prompt"], how="left"
