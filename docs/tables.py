@@ -50,6 +50,7 @@ TABLES = {
     "11_pairs": "What an arm does to pairs of latents and noise, over two pools, before any training.",
     "13_pairs": "An image of a pair of prompts, the first shared until the common step: what the surface is fitted to.",
     "13_planned_trees": "An image of a list of prompts under one plan of one method.",
+    "13_steps": "An image of a prompt alone, at a number of steps: what fewer steps keep.",
     "13_savings": "A list of prompts that was planned and not drawn.",
 }
 
@@ -165,6 +166,9 @@ COLUMNS = {
     "planning_s": ("s", "of planning, prompts being compared, wall time"),
     "13_planned_trees.method": ("", "ours in three forms, or a rival; see the notebook"),
     "13_planned_trees.common_step": ("updates", "before the prompt runs by itself"),
+    "13_steps.personal": ("", "place of the prompt in the list `mixed` of seed 1000"),
+    "13_pairs.personal": ("", "place of the prompt in the list `mixed` of seed 1000"),
+    "13_pairs.public": ("", "place of the prompt in the list `mixed` of seed 1000"),
     "13_savings.quality": ("", "share of the CLIP cosine that the plan expects to keep, mean over prompts"),
     "switch": ("", "that is turned; a name with Q and a number is a quirk of the published code"),
 } | {

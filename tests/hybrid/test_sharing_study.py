@@ -105,16 +105,19 @@ def test_retained_quality_is_what_the_scores_were_made_from():
 
 
 def test_work_at_equal_quality():
-    """Worked by hand: qualities .96 and .91 of ours, less .01, on each rival's line."""
+    """Worked by hand: qualities .95 and .90, which is ours less .01, on each method's line."""
     table = measured.at_equal_quality(measured.beside_alone(scores_of(LINES))).set_index("rival")
-    # one public prompt: (.9, .96), (.7, .91); .95 lies at .86 and .90 at .7 (it is never worse)
-    assert table.loc[PUBLIC, "mean"] == pytest.approx(np.mean([0.86 - 0.8, 0.7 - 0.6]))
-    # reuse: from (.6, .71) straight to (1, 1)
-    reuse = [0.6 + 0.4 * (q - 0.71) / 0.29 for q in (0.95, 0.9)]
-    assert table.loc[REUSE, "mean"] == pytest.approx(np.mean([reuse[0] - 0.8, reuse[1] - 0.6]))
-    assert table.loc[SAGE, "mean"] == pytest.approx(np.mean([0.5 - 0.8, 0.5 - 0.6]))  # a rival that is better shows
-    assert table.loc[ALONE, "mean"] == pytest.approx(0.3)
+    ours = [0.6 + 0.2 * (0.95 - 0.91) / 0.05, 0.6]  # (.6, .91), (.8, .96); it is never worse
+    public = [0.7 + 0.2 * (0.95 - 0.91) / 0.05, 0.7]
+    assert table.loc[PUBLIC, "mean"] == pytest.approx(np.mean(np.subtract(public, ours)))
+    reuse = [0.6 + 0.4 * (q - 0.71) / 0.29 for q in (0.95, 0.9)]  # from (.6, .71) straight to (1, 1)
+    assert table.loc[REUSE, "mean"] == pytest.approx(np.mean(np.subtract(reuse, ours)))
+    assert table.loc[SAGE, "mean"] == pytest.approx(0.5 - np.mean(ours))  # a rival that is better shows
+    assert table.loc[ALONE, "mean"] == pytest.approx(1 - np.mean(ours))
     assert (table["lists"] == 4).all()
+    same = {**LINES, SHORTER: LINES[OURS]}  # the control: a rival with our own plans is no worse and no better
+    table = measured.at_equal_quality(measured.beside_alone(scores_of(same))).set_index("rival")
+    assert table.loc[SHORTER, "mean"] == pytest.approx(0, abs=1e-12)
 
 
 def test_promises_and_calibration_tell_a_kept_word_from_a_broken_one():

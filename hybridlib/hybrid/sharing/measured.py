@@ -137,10 +137,10 @@ def promises(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_equal_quality(scores: pd.DataFrame, value: str = "retained", method: str = OURS) -> pd.DataFrame:
-    """NFE that each rival needs for the quality of our plans, within `EQUAL`, minus ours, list by list.
+    """NFE that each rival needs to come within `EQUAL` of the quality of our plans, minus what ours need, list by list.
 
-    Between two settings of a rival the straight line is taken, and nothing shared closes its line. Of each list the
-    mean over our settings is taken first.
+    Between two settings of a method, ours too, the straight line is taken, and nothing shared closes its line. Of each
+    list the mean over our settings is taken first.
 
     Returns:
         kind, rival, mean, low, high (share of the NFE of nothing shared; above 0: ours needs less), lists.
@@ -149,11 +149,12 @@ def at_equal_quality(scores: pd.DataFrame, value: str = "retained", method: str 
     rows = []
     for (kind, name), part in means.groupby(["kind", "list"], sort=False):
         alone = part[part["method"] == ALONE]
-        ours = part[part["method"] == method]
-        for rival in (PUBLIC, REUSE, SAGE, SHORTER, ALONE):
-            line = pd.concat([part[part["method"] == rival], alone])
-            needed = [_nfe_for(line, value, quality - EQUAL) for quality in ours[value]]
-            rows.append((kind, name, rival, float(np.mean(needed - ours["nfe_share"].to_numpy()))))
+        lines = {
+            m: pd.concat([part[part["method"] == m], alone]) for m in (method, PUBLIC, REUSE, SAGE, SHORTER, ALONE)
+        }
+        wanted = part.loc[part["method"] == method, value] - EQUAL
+        needed = {m: np.array([_nfe_for(line, value, quality) for quality in wanted]) for m, line in lines.items()}
+        rows += [(kind, name, m, float((nfe - needed[method]).mean())) for m, nfe in needed.items() if m != method]
     table = pd.DataFrame(rows, columns=["kind", "list", "rival", "difference"])
     groups = table.groupby(["kind", "rival"], sort=False)["difference"]
     found = [(*key, *t_interval(values), len(values)) for key, values in groups]
