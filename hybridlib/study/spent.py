@@ -64,7 +64,7 @@ def write(parameters: SamplingParameters, images: Iterable[Path], nfe: int, seco
 def known(model: str, image_size: int) -> list[Spent]:
     """Finished runs with this model at this size: your own in `outputs/`, else those that ship, largest first."""
     for files in (OUTPUTS.glob(f"*/*/*{SPENT}"), RESULTS.glob(f"*{SPENT}")):
-        records = [record for file in sorted(files) if (record := _read(file)) is not None]
+        records = [record for file in sorted(files) if (record := read(file)) is not None]
         fitting = [r for r in records if (r.model, r.image_size) == (model, image_size) and r.seconds > SHORTEST_S]
         if fitting:
             return sorted(fitting, key=lambda record: -record.nfe)
@@ -86,7 +86,7 @@ def _machine() -> str:
     return f"{torch.get_num_threads()} CPU threads"
 
 
-def _read(file: Path) -> Spent | None:
+def read(file: Path) -> Spent | None:
     """What a file tells; None of one that is damaged, without which an estimate can do."""
     try:
         return Spent(**read_json(file))

@@ -28,7 +28,8 @@ class Conditioner:
     prompts. Closest is by mean similarity, and by least similarity where the forecast is for single prompts.
 
     How like a blend is to a prompt is the cosine of the mean sentence embedding with the prompt's: what the mean
-    conditioning *means* to the network is not measured by it, study 13 compares.
+    conditioning *means* to the network is not measured by it, study 13 compares. The mean of unrelated prompts lies
+    near all of them, so a blend is known only where the member closest to the others would be, too.
     """
 
     texts: tuple[str, ...]  # different ones
@@ -41,8 +42,6 @@ class Conditioner:
     def of(self, members: Integers) -> tuple[tuple[str, ...], Integers]:
         """The texts that steer a group, several if they are to be averaged, and the forecast's row of each member."""
         points = self.vectors[members]
-        if self.kind == "blend":
-            return tuple(self.texts[i] for i in members), self.forecast.rows(points @ unit(points.mean(axis=0)))
         if self.kind == "public":
             cosines = self.public_vectors @ points.T
             best = int(self._closeness(cosines).argmax())
@@ -54,7 +53,11 @@ class Conditioner:
             best = int(self._closeness(cosines).argmax())
         else:
             best = int((points @ points.mean(axis=0)).argmax())
-        return (self.texts[members[best]],), self._rows(members == members[best], points @ points[best])
+        rows = self._rows(members == members[best], points @ points[best])
+        if self.kind == "prompt":
+            return (self.texts[members[best]],), rows
+        near = self.forecast.rows(points @ unit(points.mean(axis=0)))
+        return tuple(self.texts[i] for i in members), np.where(rows == 0, 0, near)
 
     def _closeness(self, cosines: Array) -> Array:
         return cosines.min(axis=1) if self.forecast.each else cosines.sum(axis=1)

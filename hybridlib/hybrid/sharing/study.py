@@ -17,8 +17,9 @@ import pandas as pd
 
 from ...files import write_json, write_table
 from ...intervals import Array
+from ...paths import RESULTS
 from ...prompts import PromptSet
-from ...study import results, runner
+from ...study import results, runner, spent
 from .. import grids, hiqm
 from ..planning import QualitySurface, fit_surface
 from . import rivals
@@ -122,6 +123,19 @@ def _check_shipped(model: str, parameters: SharingParameters) -> None:
             f"figures_from = 'shipped': the shipped surface is of {results.model_of(PAIRS)}, this model is {model}; "
             f"figures_from = 'own' measures its own"
         )
+
+
+def seconds_per_nfe(folder: Path, parameters: SharingParameters) -> float:
+    """Wall time of one evaluation in the run of the pairs (own, in `folder`, or shipped): what planning stands beside.
+
+    Raises:
+        ValueError: if there is no such run, or it was too short to tell.
+    """
+    own = parameters.figures_from == "own"
+    file = folder / f"scores{spent.SPENT}" if own else RESULTS / f"{PAIRS}{spent.SPENT}"
+    if (told := spent.read(file)) is None or not told.seconds:
+        raise ValueError(f"{file} does not tell what the pairs took")
+    return told.seconds_per_nfe
 
 
 # --- the plans
