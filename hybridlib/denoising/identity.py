@@ -8,8 +8,12 @@ from typing import Any
 
 
 def model_identity(model: Any) -> str:
-    """A short fingerprint of a diffusers network: its config, dtype, and the first values of every weight tensor."""
-    digest = hashlib.sha256(json.dumps(dict(model.config), sort_keys=True, default=str).encode())
+    """A short fingerprint of a diffusers network: its config, dtype, and the first values of every weight tensor.
+
+    Where the network was loaded from is no part of it, though diffusers keeps that in the configuration.
+    """
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(_weights(model))
     return f"{type(model).__name__}:{digest.hexdigest()[:16]}"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from factories import diffusion_scheduler, random_sd, random_sdxl
 from safetensors import safe_open
 
 from hybridlib.denoising import models
+from hybridlib.denoising.identity import model_identity
 from hybridlib.denoising.pipelines import HybridStableDiffusion3Pipeline
 from hybridlib.paths import MODELS, ROOT
+from hybridlib.study import results
 
 LOADING = """DiffusionPipeline.from_pretrained(
     "data/models/mini-sd3", text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
@@ -108,3 +111,14 @@ def test_every_model_has_its_card():
         else:  # taken over, not trained here
             assert "## Source" in card
             assert "## Limits" in card
+
+
+def test_a_models_identity_is_its_weights_wherever_it_lies(tmp_path):
+    """States, plans and shipped surfaces name the model that they belong to; another clone has it in another folder."""
+    own = models.load("mini-sd3", "cpu")
+    shutil.copytree(MODELS / "mini-sd3", tmp_path / "elsewhere")
+    moved = models.load(str(tmp_path / "elsewhere"), "cpu")
+    assert model_identity(moved.transformer) == model_identity(own.transformer) == results.model_of("13_pairs")
+    with torch.no_grad():
+        next(moved.transformer.parameters()).view(-1)[0] += 1
+    assert model_identity(moved.transformer) != model_identity(own.transformer)
