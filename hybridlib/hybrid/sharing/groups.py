@@ -118,3 +118,10 @@ def encoded(texts: Sequence[str], similarity: Any) -> Array:
     if rows.ndim != 2 or len(rows) != len(texts) or not np.isfinite(rows).all():
         raise ValueError(f"similarity must give a finite vector for each of {len(texts)} texts, got shape {rows.shape}")
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def remembered(texts: Sequence[str], similarity: Any = None) -> Encoder:
+    """A comparison of these texts that encodes each of them once, now."""
+    different = list(dict.fromkeys(texts))
+    known = dict(zip(different, encoded(different, similarity), strict=True))
+    return lambda wanted: np.array([known[text] for text in wanted])

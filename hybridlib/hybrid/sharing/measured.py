@@ -161,6 +161,13 @@ def at_equal_quality(scores: pd.DataFrame, value: str = "retained", method: str 
     return pd.DataFrame(found, columns=["kind", "rival", "mean", "low", "high", "lists"])
 
 
+def planning_cost(growth: pd.DataFrame, seconds_per_nfe: float) -> pd.DataFrame:
+    """The table of `study.savings` with the seconds of denoising that a plan saves (`saved_s`), and planning in per
+    cent of them."""
+    saved = growth["nfe"] * (1 / growth["nfe_share"] - 1) * seconds_per_nfe
+    return growth.assign(saved_s=saved, **{"planning, % of saved": 100 * growth["planning_s"] / saved})
+
+
 def _nfe_for(line: pd.DataFrame, value: str, wanted: float) -> float:
     """Least share of NFE at which a line of plans reaches a quality; all of them where it never does."""
     points = line.sort_values("nfe_share")

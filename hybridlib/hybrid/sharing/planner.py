@@ -15,7 +15,7 @@ from ...names import require_known
 from ..planning import QualitySurface, noise_levels_of
 from ..schedules import Schedule
 from . import optimise
-from .groups import KINDS, Conditioner, encoded
+from .groups import KINDS, Conditioner, encoded, remembered
 from .plan import Part, Path, SharingPlan, expected, grown
 from .quality import LOW, forecast, shipped_surface
 
@@ -104,18 +104,14 @@ def _shortest(
     """The best plan over numbers of steps: the cheapest, or of those within a budget the one that keeps most."""
     if not kept or not all(0 < share_of <= 1 for share_of in kept.values()):
         raise ValueError(f"num_inference_steps must say what each number of steps keeps, in (0, 1], got {dict(kept)}")
-    texts = checked(prompts)
-    vectors = dict(zip(texts, encoded(texts, similarity), strict=True))
-    public = options["public_prompts"]
-    vectors |= dict(zip(public, encoded(public, similarity), strict=True)) if public else {}
-    options = {**options, "similarity": lambda wanted: np.array([vectors[text] for text in wanted])}
+    known = remembered([*checked(prompts), *options["public_prompts"]], similarity)
     plans = []
     for steps, share_of in kept.items():
-        floor = 1 - (share_of - quality_floor) if budget is None else 0.5
-        if floor > 1 + 1e-12:
+        slack = share_of - quality_floor if budget is None else 0.0  # a budget takes the place of the floor
+        if slack < 0:
             continue
         try:
-            plan = share(prompts, min(floor, 1.0), budget=budget, num_inference_steps=steps, **options)
+            plan = share(prompts, 1 - slack, budget=budget, num_inference_steps=steps, similarity=known, **options)
         except optimise.OverBudget:
             continue
         plans.append(replace(plan, quality=plan.quality - (1 - share_of), longest=max(kept)))

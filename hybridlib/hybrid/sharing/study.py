@@ -16,14 +16,13 @@ import numpy as np
 import pandas as pd
 
 from ...files import write_json, write_table
-from ...intervals import Array
 from ...paths import RESULTS
 from ...prompts import PromptSet
 from ...study import results, runner, spent
 from .. import grids, hiqm
 from ..planning import QualitySurface, fit_surface
 from . import rivals
-from .groups import encoded
+from .groups import remembered
 from .measured import ALONE, EACH, OURS, PROMPTS, PUBLIC, REUSE, SAGE, SHARING, SHORTER, beside_alone, kept_by_steps
 from .plan import SharingPlan, expected
 from .planner import ask, share
@@ -96,22 +95,17 @@ def steps_scores(
     from ...denoising.trajectory import Segment, Trajectory
 
     _check_shipped(denoiser_of(pipeline).identity, parameters)
-    tables = []
-    for steps in (parameters.num_inference_steps, *parameters.shorter):
-        rows = [
-            {
-                "path": f"steps{steps}/prompt{number}_seed{seed}.png",
-                **{"prompt": prompt, "personal": number, "seed": seed, "shard": seed, "common_step": 0},
-                "trajectory": Trajectory(seed, (Segment(prompt, 0, steps, parameters.guidance_scale),)),
-            }
-            for seed in parameters.step_seeds
-            for number, prompt in enumerate(prompts)
-        ]
-        chosen = parameters.model_copy(update={"num_inference_steps": steps})
-        scores, _ = runner.run(pd.DataFrame(rows), pipeline, folder, chosen, [metric], f"scores_{steps}_steps")
-        tables.append(scores)
-    table = pd.concat(tables, ignore_index=True)
-    table.attrs = tables[0].attrs
+    rows = [
+        {
+            "path": f"steps{steps}/prompt{number}_seed{seed}.png",
+            **{"prompt": prompt, "personal": number, "seed": seed, "shard": seed, "common_step": 0},
+            "trajectory": Trajectory(seed, (Segment(prompt, 0, steps, parameters.guidance_scale),)),
+        }
+        for steps in (parameters.num_inference_steps, *parameters.shorter)
+        for seed in parameters.step_seeds
+        for number, prompt in enumerate(prompts)
+    ]
+    table = _scored(pd.DataFrame(rows), pipeline, folder, parameters, [metric])
     write_table(table, folder / "scores.parquet")
     write_json(runner.provenance(pipeline, parameters, [metric]), folder / "scores.json")
     return results.choose(STEPS, table, parameters.figures_from, parameters.profile)
@@ -139,12 +133,6 @@ def seconds_per_nfe(folder: Path, parameters: SharingParameters) -> float:
 
 
 # --- the plans
-
-
-def remembered(prompts: Sequence[str], similarity: Any = None) -> Callable[[Sequence[str]], Array]:
-    """A comparison of these prompts that encodes each of them once, now."""
-    known = dict(zip(prompts, encoded(prompts, similarity), strict=True))
-    return lambda texts: np.array([known[text] for text in texts])
 
 
 def plans(
@@ -228,19 +216,30 @@ def run(
         grids_of.append(grid(name, kind, settings, parameters.seeds))
         rules.append(_by_rule(name, settings, prompts, own))
     table = pd.concat(grids_of, ignore_index=True)
-    lengths = table["trajectory"].map(lambda way: way.stop)
-    tables = []
-    for length, part in reversed(list(table.groupby(lengths, sort=True))):  # the whole schedule first
+    scored = _scored(table, pipeline, folder, parameters, metrics)
+    scores = scored.merge(pd.concat(rules, ignore_index=True), on=["list", "method", "setting", "prompt"], how="left")
+    scores = beside_alone(scores, metrics[0].name)
+    scores.attrs = scored.attrs
+    write_table(scores, folder / "scores.parquet")
+    write_json(runner.provenance(pipeline, parameters, metrics), folder / "scores.json")
+    return scores
+
+
+def _scored(
+    table: pd.DataFrame,
+    pipeline: HybridPipeline,
+    folder: Path,
+    parameters: SharingParameters,
+    metrics: Sequence[Metric],
+) -> pd.DataFrame:
+    """Images and scores of trajectories of several lengths, each length on a schedule of its own, the longest first."""
+    lengths, tables = table["trajectory"].map(lambda way: way.stop), []
+    for length, part in reversed(list(table.groupby(lengths, sort=True))):
         chosen = parameters.model_copy(update={"num_inference_steps": int(length)})
         scores, _ = runner.run(part.reset_index(drop=True), pipeline, folder, chosen, metrics, f"scores_{length}_steps")
         tables.append(scores)
-    scores = pd.concat(tables, ignore_index=True).merge(
-        pd.concat(rules, ignore_index=True), on=["list", "method", "setting", "prompt"], how="left"
-    )
-    scores = beside_alone(scores, metrics[0].name)
+    scores = pd.concat(tables, ignore_index=True)
     scores.attrs = tables[0].attrs
-    write_table(scores, folder / "scores.parquet")
-    write_json(runner.provenance(pipeline, parameters, metrics), folder / "scores.json")
     return scores
 
 
