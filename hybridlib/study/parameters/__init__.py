@@ -1,6 +1,7 @@
 """Parameters of the studies, checked before anything runs."""
 
 from .base import OwnParameters, Parameters, PromptParameters, SamplingParameters, Settings
+from .sharing import SharingParameters
 from .studies import (
     STUDIES,
     AlignmentParameters,
@@ -12,7 +13,6 @@ from .studies import (
     HiqmParameters,
     QualityParameters,
     SchedulingParameters,
-    SharingParameters,
     SimilarityParameters,
     SplitParameters,
     SweepParameters,
