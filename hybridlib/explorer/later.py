@@ -1,6 +1,8 @@
 """Work put off until the messages that wait in the kernel are read, so that a dragged slider is followed, not replayed.
 
-Each new change cancels what is still pending of the one before.
+Each new change drops what is still to be done for the one before. All work runs in the thread that made the `Later`:
+JupyterLab hands messages of widgets to several threads of the kernel, and a picture that one of them began earlier must
+not overwrite what another has drawn since.
 """
 
 from __future__ import annotations
@@ -8,30 +10,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+Job = Callable[[], None]
+
 
 class Later:
-    """Runs a list of jobs one after the other in the kernel's event loop, the first `delay_s` from now.
+    """Runs a list of jobs one after the other in the event loop it was made in, the first `delay_s` from now.
 
-    Without a running loop, as in a plain script, they run at once.
+    Made without a running loop, as in a plain script, it runs them at once.
     """
 
     def __init__(self, delay_s: float = 0.03) -> None:
         self.delay_s = delay_s
-        self._pending: asyncio.TimerHandle | None = None
-
-    def do(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Replace whatever is pending by these jobs."""
-        if self._pending is not None:
-            self._pending.cancel()
-            self._pending = None
+        self._newest: list[Job] = []
         try:
-            loop = asyncio.get_running_loop()
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
+            self._loop = None
+
+    def do(self, jobs: Sequence[Job]) -> None:
+        """Replace whatever is pending by these jobs; from any thread."""
+        self._newest = list(jobs)
+        if self._loop is None:
             for job in jobs:
                 job()
-            return
-        self._pending = loop.call_later(self.delay_s, self._next, loop, list(jobs))
+        else:
+            self._loop.call_soon_threadsafe(self._soon, self._newest)
 
-    def _next(self, loop: asyncio.AbstractEventLoop, jobs: list[Callable[[], None]]) -> None:
+    def _soon(self, jobs: list[Job]) -> None:
+        assert self._loop is not None
+        self._loop.call_later(self.delay_s, self._next, jobs)
+
+    def _next(self, jobs: list[Job]) -> None:
+        if jobs is not self._newest or not jobs:
+            return
         jobs.pop(0)()
-        self._pending = loop.call_later(self.delay_s, self._next, loop, jobs) if jobs else None
+        self._soon(jobs)

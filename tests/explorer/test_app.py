@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import re
+import threading
+import time
 
 import pytest
 from PIL import Image
@@ -149,3 +151,31 @@ def test_a_dragged_slider_is_followed_not_replayed():
 
     asyncio.run(drag())
     assert done == [19, "frames"]
+
+
+def test_a_change_told_in_another_thread_is_drawn_last_and_in_the_first_thread():
+    """As JupyterLab does it: a text typed while an older picture is being drawn."""
+    done, begun = [], threading.Event()
+
+    def slow():
+        begun.set()
+        time.sleep(0.1)
+        done.append(("old", threading.current_thread()))
+
+    def drawn(name):
+        return lambda: done.append((name, threading.current_thread()))
+
+    def type_text(later):
+        begun.wait(5)
+        later.do([drawn("new"), drawn("its frames")])
+
+    async def both():
+        later = Later(0.001)
+        later.do([slow, drawn("old frames")])
+        typing = threading.Thread(target=type_text, args=(later,))
+        typing.start()
+        await asyncio.sleep(0.4)
+        typing.join()
+
+    asyncio.run(both())
+    assert done == [(name, threading.main_thread()) for name in ("old", "new", "its frames")]

@@ -111,7 +111,7 @@ def opened(browser, lab):
 def test_a_moved_slider_changes_the_picture(opened):
     from selenium.webdriver import Keys
 
-    before = images(opened)
+    before = _wait(lambda: images(opened), MOVED_S, "a picture")
     opened.execute_script("arguments[0].scrollIntoView()", opened.find_element("css selector", ".widget-tab"))
     assert all(charts(opened)), "a broken picture is shown"
     _shot(opened, "first")
@@ -119,7 +119,7 @@ def test_a_moved_slider_changes_the_picture(opened):
     for _ in range(6):
         handle.send_keys(Keys.ARROW_RIGHT)
     _wait(lambda: images(opened) and images(opened)[-1] != before[-1], MOVED_S, "another picture")
-    assert "handover" in opened.find_element("css selector", ".hl-tree").text
+    _wait(lambda: "handover" in text(opened, ".hl-tree"), MOVED_S, "its noise level")
 
 
 def test_an_unknown_word_is_named_where_the_user_looks(opened):
