@@ -25,7 +25,8 @@ PROMPTS = [
 def surface_of(parameters=TRUTH, similarity_range=(0.2, 0.9), scatter=0.1, model=""):
     replicates = parameters + np.random.default_rng(0).normal(0, 0.01, (20, 6))
     shares = np.linspace(0.01, 0.99, 99)
-    spread = planning.Spread(np.array([-32.0, 0.0]), shares, np.outer([0.0, scatter], 2 * shares - 1))
+    residuals = np.outer([0.0, scatter], 2 * shares - 1)[None]
+    spread = planning.Spread(np.array([-32.0, 0.0]), shares, residuals, np.array([0.5]))
     return planning.QualitySurface(
         parameters, replicates, similarity_range, np.arange(STEPS), SIGMAS, 0.1, spread, model
     )

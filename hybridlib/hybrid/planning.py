@@ -93,8 +93,8 @@ class QualitySurface:
         found = self.predict(sigma, similarity, level)
         if self.list_spread is None:
             return found
-        x = np.broadcast_to(log_snr(sigma), found.mean.shape)
-        low, high = (found.mean + self.list_spread.at(x, share) for share in (1 - level, level))
+        x, m = np.broadcast_arrays(log_snr(sigma), np.asarray(similarity, dtype=float))
+        low, high = (found.mean + self.list_spread.at(x, m, share) for share in (1 - level, level))
         return Prediction(found.mean, np.minimum(found.low, low), np.maximum(found.high, high))
 
     def predict_each(self, sigma: ArrayLike, similarity: ArrayLike, level: float = 0.9) -> Prediction:
@@ -109,7 +109,7 @@ class QualitySurface:
             raise ValueError("this surface does not know how single prompts scatter; fit_surface measures it")
         x, m = np.broadcast_arrays(log_snr(sigma), np.asarray(similarity, dtype=float))
         mean = _surface((x, m), *self.parameters)
-        low, high = (mean + self.spread.at(x, share) for share in (1 - level, level))
+        low, high = (mean + self.spread.at(x, m, share) for share in (1 - level, level))
         return Prediction(mean, low, high)
 
     def max_common_step(
@@ -182,7 +182,7 @@ def fit_surface(
     span = float(m.min()), float(m.max())
     redrawn = np.array(replicates).reshape(-1, 6)
     steps, sigmas = cubes[0].common_steps, cubes[0].sigmas
-    cells = of_cells(x, residuals)
+    cells = of_cells(x, m, residuals)
     lists = of_lists(cubes[0], lambda x, m: _surface((x, m), *best))
     return QualitySurface(best, redrawn, span, steps, sigmas, rmse, cells, model, lists)
 

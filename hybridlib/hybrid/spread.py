@@ -12,28 +12,55 @@ from .hiqm import Cube, log_snr
 
 SHARES = np.linspace(0.01, 0.99, 99)  # quantiles that are kept
 LISTS = 100  # drawn in each of three ways
+MOST_BANDS, PAIRS_OF_A_BAND = 5, 40  # bands of similarity, and how many pairs one needs
 
 
 class Spread(NamedTuple):
-    """Quantiles of measured minus fitted quality at each handover.
+    """Quantiles of measured minus fitted quality at each handover, for prompts that are more and less alike.
 
     What is measured is a mean over the seeds of the scores, so this is the scatter of such means.
     """
 
     log_snr: Array  # (places,) rising
     shares: Array  # (quantiles,) rising, in 0..1
-    residuals: Array  # (places, quantiles)
+    residuals: Array  # (bands, places, quantiles)
+    similarity: Array  # (bands,) rising: the middle of each band
 
-    def at(self, log_snr: Array, share: float) -> Array:
-        """The quantile `share` at any log-SNR: between measured handovers a straight line, beyond them the nearest."""
-        column = [np.interp(share, self.shares, row) for row in self.residuals]
-        return np.interp(log_snr, self.log_snr, column)
+    def at(self, log_snr: Array, similarity: Array, share: float) -> Array:
+        """The quantile `share` at any log-SNR and similarity, which are equally shaped.
+
+        Between measured handovers and between the middles of bands a straight line, beyond them the nearest.
+        """
+        bands = [
+            np.interp(log_snr, self.log_snr, [np.interp(share, self.shares, row) for row in band])
+            for band in self.residuals
+        ]
+        if len(bands) == 1:
+            return bands[0]
+        place = np.interp(similarity, self.similarity, np.arange(len(bands)))
+        below = np.minimum(place.astype(int), len(bands) - 2)
+        lower, upper = (np.take_along_axis(np.stack(bands), i[None], axis=0)[0] for i in (below, below + 1))
+        return lower + (place - below) * (upper - lower)
 
 
-def of_cells(x: Array, residuals: Array) -> Spread:
-    """Of single prompts: residuals of cells at the log-SNR x of their handovers."""
+def of_cells(x: Array, m: Array, residuals: Array) -> Spread:
+    """Of single prompts: residuals of cells at the log-SNR x of their handovers and the similarities m.
+
+    How widely they scatter depends on how alike the prompts are, and half alike ones scatter most; hence bands of
+    similarity, each of equally many pairs.
+    """
     places, index = np.unique(x, return_inverse=True)
-    return Spread(places, SHARES, np.array([np.quantile(residuals[index == i], SHARES) for i in range(len(places))]))
+    number = int(np.clip(len(x) // len(places) // PAIRS_OF_A_BAND, 1, MOST_BANDS))
+    edges = np.quantile(m, np.linspace(0, 1, number + 1)[1:-1])
+    found, band = np.unique(np.searchsorted(edges, m, side="right"), return_inverse=True)
+    middles = np.array([np.median(m[band == b]) for b in range(len(found))])
+
+    def scattered(b: int, i: int) -> Array:
+        own = (index == i) & (band == b)
+        return np.quantile(residuals[own if own.any() else index == i], SHARES)
+
+    quantiles = [[scattered(b, i) for i in range(len(places))] for b in range(len(found))]
+    return Spread(places, SHARES, np.array(quantiles), middles)
 
 
 def of_lists(cube: Cube, fitted: Callable[[Array, Array], Array], seed: int = 0) -> Spread | None:
@@ -64,7 +91,7 @@ def of_lists(cube: Cube, fitted: Callable[[Array, Array], Array], seed: int = 0)
         quantiles.append(np.nanquantile(means, SHARES, axis=0).T)
     outermost = np.where(SHARES < 0.5, np.min(quantiles, axis=0), np.max(quantiles, axis=0))
     order = np.argsort(x)
-    return Spread(x[order], SHARES, outermost[order])
+    return Spread(x[order], SHARES, outermost[order][None], np.array([0.0]))  # for lists of any similarity
 
 
 def _drawn(similarity: Array, rng: np.random.Generator) -> Iterator[list[tuple[int, Integers]]]:

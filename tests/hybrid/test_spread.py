@@ -26,6 +26,28 @@ def fitted(x, similarity):
     return np.interp(x, sorted(spread.log_snr(SIGMAS)), [0.9, 0.8, 0.7]) + 0 * similarity
 
 
+def test_single_prompts_keep_the_bound_however_alike_they_are():
+    """Scatter that is largest at middle similarity; a bound over all similarities, the control, misses it there."""
+    rng = np.random.default_rng(0)
+
+    def scattered(pairs):
+        m = rng.uniform(0.2, 0.9, pairs)
+        width = 0.02 + 0.1 * np.exp(-(((m - 0.55) / 0.1) ** 2))
+        x, m = np.repeat([-2.0, 0.0, 2.0], pairs), np.tile(m, 3)
+        return x, m, np.tile(width, 3) * rng.normal(size=3 * pairs)
+
+    x, m, residuals = scattered(1000)
+    bands, one = spread.of_cells(x, m, residuals), spread.of_cells(x, np.full(len(m), 0.5), residuals)
+    assert bands.residuals.shape == (5, 3, 99)
+    x, m, fresh = scattered(20_000)
+    kept, kept_by_one = (fresh >= found.at(x, m, 0.1) for found in (bands, one))
+    assert kept.mean() == pytest.approx(0.9, abs=0.02)
+    middle = np.abs(m - 0.55) < 0.05
+    assert kept[middle].mean() > 0.84  # 200 pairs a band, whose scatter is not the same all over it
+    assert kept_by_one[middle].mean() < 0.8
+    assert spread.of_cells(x[:70], m[:70], fresh[:70]).residuals.shape[0] == 1  # too few for bands
+
+
 @pytest.mark.parametrize("way", [0, 1, 2])
 def test_fresh_lists_of_every_kind_keep_the_bound(way):
     """Nine of ten, or more, as the bound is for the worst kind; the fitted mean itself, the control, holds for half."""
@@ -34,7 +56,7 @@ def test_fresh_lists_of_every_kind_keep_the_bound(way):
     for _ in range(12):
         both = cube_of(rng)
         known, fresh = both.of(np.arange(30)), both.of(np.arange(30, 60))
-        bound = spread.of_lists(known, fitted).at(spread.log_snr(SIGMAS), 0.1)
+        bound = spread.of_lists(known, fitted).at(spread.log_snr(SIGMAS), np.full(3, 0.5), 0.1)
         lists = list(spread._drawn(fresh.similarity, rng))[way]
         errors = fresh.quality - fitted(spread.log_snr(SIGMAS)[None, None, :], fresh.similarity[:, :, None])
         means = np.array([errors[head, rest].mean(axis=0) for head, rest in lists])

@@ -27,15 +27,16 @@ def kept_by_steps(
     Args:
         scores: num_inference_steps, personal, seed and the value, the longest among them.
         prompts: of the lists that it is for, whose means scatter, too.
-        each: for single prompts instead of for the mean over such a list.
+        each: for single images instead of for the mean over such a list.
     """
     from scipy.stats import t
 
-    means = scores.pivot_table(index="personal", columns="num_inference_steps", values=value)
+    one = ["personal", "seed"] if each else ["personal"]
+    means = scores.pivot_table(index=one, columns="num_inference_steps", values=value)
     longest = means[means.columns.max()]
     kept = 1 + means.sub(longest, axis=0) / longest.mean()
     if each:
-        low = kept.quantile(1 - level)
+        low = kept.quantile(1 - level, interpolation="lower")
     else:
         spread = kept.std() * np.sqrt(1 / len(kept) + 1 / prompts)
         low = kept.mean() - t.ppf(level, len(kept) - 1) * spread
