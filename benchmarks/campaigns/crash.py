@@ -12,7 +12,7 @@ A kill takes the whole process tree (the command, the notebook's kernel, Ray), o
     python benchmarks/campaigns/crash.py --kills 10 --studies 02 07 --cluster ray
 
 Prints a line for each kill and a row for each study, writes `outputs/campaigns/crash.json`, and ends with status 1 if
-a row was lost or wrong.
+a row was lost or wrong. The outputs of the first such round of a study are kept as `outputs/campaigns/<study>/wrong`.
 """
 
 from __future__ import annotations
@@ -154,14 +154,14 @@ def differing(a: Path, b: Path) -> set[str]:
 
 
 def compare(whole: Path, again: Path, varying: dict[str, set[str]], report: Report) -> None:
-    """Count what is missing in `again` and what is other than in `whole`."""
+    """Count what is missing in `again` and what is other than in `whole`, and print where."""
     expected, found = outcome(whole), outcome(again)
     rows = images = 0
     for name, path in expected.items():
         is_image, leave = path.suffix == ".png", varying.get(name, set())
         number = len(read_table(path)) if path.suffix == ".parquet" else 1
         images, rows = images + is_image, rows + (0 if is_image else number)
-        lost = wrong = 0
+        lost, wrong, changed = 0, 0, set[str]()
         if name not in found:
             lost = number
         elif "" not in leave and (changed := differing(path, found[name]) - leave):
@@ -171,7 +171,8 @@ def compare(whole: Path, again: Path, varying: dict[str, set[str]], report: Repo
         else:
             report.rows_lost, report.rows_wrong = report.rows_lost + lost, report.rows_wrong + wrong
         if lost or wrong:
-            print(f"  {report.study}: {name}: {lost} lost, {wrong} wrong", flush=True)
+            where = f" in {', '.join(sorted(changed))}" if changed - {""} else ""
+            print(f"  {report.study}: {name}: {lost} lost, {wrong} wrong{where}", flush=True)
     for name in found.keys() - expected.keys():  # nobody asked for it
         print(f"  {report.study}: {name}: not in the undisturbed run", flush=True)
         report.rows_wrong += 1
@@ -250,8 +251,13 @@ def campaign(
                 report.not_survived += 1
         finish(start(command), study)
         report.runs, report.rounds = report.runs + 1, report.rounds + 1
+        whole_before = report.whole
         compare(kept / "whole", folder, varying, report)
-        shutil.rmtree(folder)
+        if whole_before and not report.whole:  # to be looked at
+            shutil.rmtree(kept / "wrong", ignore_errors=True)
+            folder.rename(kept / "wrong")
+        else:
+            shutil.rmtree(folder)
     report.seconds = time.perf_counter() - began
     return report
 
