@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DOCS = ROOT / "docs"
 THUMBNAIL_WIDTH = 720  # pixels
+WIDE = 1.8  # width by height from which a figure scrolls on a phone
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
 
 
@@ -149,6 +150,8 @@ def read_studies(folder: Path) -> Iterator[StudyPage]:
         folded = copy.deepcopy(notebook)
         for cell in folded.cells:
             cell.metadata["tags"] = ["hide-input"]  # a reader opens what is wanted
+            if any(map(_is_wide, cell.get("outputs", ()))):
+                cell.metadata["mystnb"] = {"image": {"classes": "wide-figure"}}
         nbformat.write(folded, folder / "notebooks" / path.name)
         question = re.search(r"\*\*Question\.\*\*\s*(.+)", notebook.cells[0].source)
         if question is None:  # a notebook to play with, such as the explorer, is no study
@@ -157,6 +160,17 @@ def read_studies(folder: Path) -> Iterator[StudyPage]:
         if picture := pages.best_figure(notebook):
             _thumbnail(base64.b64decode(picture), folder / "figures" / f"{path.stem}.png")
         yield StudyPage(path.stem, title[1], question[1], pages.finding(notebook), bool(picture))
+
+
+def _is_wide(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a picture that a phone could not show whole and readable."""
+    from PIL import Image
+
+    png = output.get("data", {}).get("image/png")
+    if png is None:
+        return False
+    width, height = Image.open(io.BytesIO(base64.b64decode(png))).size
+    return width / height > WIDE
 
 
 def _thumbnail(png: bytes, path: Path) -> None:
