@@ -188,10 +188,16 @@ def _share_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--budget", type=int, metavar="NFE", help="for one seed: keep the highest floor it buys")
     parser.add_argument("--conditioning", default="blend", help="what groups share: blend (default), prompt, public")
     parser.add_argument("--public", nargs="+", default=[], metavar="PROMPT", help="public prompts to choose from")
-    parser.add_argument("--steps", type=int, default=28, help="num_inference_steps (default 28)")
+    parser.add_argument(
+        "--steps", type=_steps, default=28, metavar="N", help="num_inference_steps (default 28), or 'any': 28 or fewer"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the initial noise (default 1)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the images and plan.json")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the images, tree.png and plan.json")
     parser.add_argument("--dry-run", action="store_true", help="tell the plan; stop")
+
+
+def _steps(text: str) -> int | str:
+    return text if text == "any" else int(text)
 
 
 def _share(given: Namespace) -> int:

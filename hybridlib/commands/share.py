@@ -32,7 +32,8 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def share(path: Path, seeds: Sequence[int], out: Path | None, dry_run: bool, **options: Any) -> int:
-    """Plan, tell the plan, and unless it is a dry run write `out / prompt<number>_seed<seed>.png` and `plan.json`.
+    """Plan, tell the plan, and unless it is a dry run write `out / prompt<number>_seed<seed>.png`, `plan.json` and the
+    picture of the tree, `tree.png`.
 
     Args:
         options: of `hybrid.share`.
@@ -57,6 +58,7 @@ def share(path: Path, seeds: Sequence[int], out: Path | None, dry_run: bool, **o
     from ..denoising import models
     from ..files import write_image, write_json
 
+    _draw(plan, out / "tree.png")
     images = plan.run(models.load(MODEL), list(seeds), max_sequence_length=1)
     names: dict[str, list[str]] = {}
     for number, (prompt, row) in enumerate(zip(plan.prompts, images, strict=True)):
@@ -69,6 +71,15 @@ def share(path: Path, seeds: Sequence[int], out: Path | None, dry_run: bool, **o
     write_json({"nfe": plan.nfe * len(seeds), "model": plan.model, "prompts": told}, out / "plan.json")
     print(f"{sum(map(len, names.values())):,} images in {out}")
     return 0
+
+
+def _draw(plan: SharingPlan, path: Path) -> None:
+    from ..figures import planned_tree, use_house_style
+    from ..files import replacing
+
+    use_house_style()
+    with replacing(path) as partial:
+        planned_tree(plan).savefig(partial, format="png")
 
 
 def print_plan(plan: SharingPlan, seeds: int = 1) -> None:

@@ -20,12 +20,14 @@ from torch import Tensor
 from ..denoising.models import locate
 from .base import check_counts, default_device, file_sha256
 
+TEXTS_KEPT = 4096  # embeddings in memory, at the most, unless one call needs more
+
 
 @dataclass(eq=False)
 class ClipAlignment:
     """Cosine between CLIP embeddings, in -1..1: never multiplied by 100, never clamped; higher is better.
 
-    `truncated` lists the texts that were longer than the model reads, each in the order of its first use.
+    `truncated` lists the texts that were longer than the model reads, each once.
     """
 
     model: Any  # an open_clip model in evaluation mode, float32
@@ -35,7 +37,7 @@ class ClipAlignment:
     batch_size: int = 64
     name: str = "clip"
     truncated: list[str] = field(default_factory=list)
-    _texts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _texts: dict[tuple[str, ...], dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def load(cls, name: str, device: str | None = None, batch_size: int = 64) -> ClipAlignment:
@@ -93,29 +95,40 @@ class ClipAlignment:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (n, dimensions) of norm 1 on the CPU, float32. A text is encoded once in the object's life.
+        """Embeddings (n, dimensions) of norm 1 on the CPU, float32.
+
+        The different texts of a call are encoded together, whatever was encoded before: the rounding of a batch depends
+        on what is in it, and a score must not depend on what the process did earlier. The last such sets are kept.
 
         Warns:
             UserWarning: for each new text of more tokens than the model reads; the rest is cut off.
         """
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        self._report_truncation(fresh)
-        for first in range(0, len(fresh), self.batch_size):
-            batch = fresh[first : first + self.batch_size]
+        different = tuple(sorted(set(texts)))
+        known = self._texts.pop(different, None) or self._encoded(different)
+        self._texts[different] = known  # the latest is last
+        while len(self._texts) > 1 and sum(map(len, self._texts)) > TEXTS_KEPT:
+            del self._texts[next(iter(self._texts))]
+        return torch.stack([known[text] for text in texts]) if texts else torch.empty(0, 0)
+
+    def _encoded(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        self._report_truncation(texts)
+        known: dict[str, Tensor] = {}
+        for first in range(0, len(texts), self.batch_size):
+            batch = texts[first : first + self.batch_size]
             rows = self.model.encode_text(self.tokenizer(batch).to(self.device)).float()
-            self._texts.update(zip(batch, F.normalize(rows, dim=-1).cpu(), strict=True))
-        return torch.stack([self._texts[text] for text in texts]) if texts else torch.empty(0, 0)
+            known.update(zip(batch, F.normalize(rows, dim=-1).cpu(), strict=True))
+        return known
 
     def _report_truncation(self, texts: Sequence[str]) -> None:
         limit = self.tokenizer.context_length
         for text, count in zip(texts, token_counts(self.tokenizer, texts), strict=True):
-            if count > limit:
+            if count > limit and text not in self.truncated:
                 self.truncated.append(text)
                 beginning = " ".join(text.split()[:6])
                 warnings.warn(
                     f"the prompt beginning {beginning!r} has {count} tokens with its start and end marks, "
                     f"the model reads {limit}: the rest is cut off",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
     @staticmethod

@@ -13,6 +13,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
+from hybridlib.metrics import alignment
 from hybridlib.metrics.alignment import ClipAlignment, preprocess, token_counts
 from hybridlib.miniature.scenes import captions, render, sample_scenes
 from hybridlib.paths import MODELS
@@ -84,6 +85,23 @@ def test_features_have_norm_one_and_texts_are_encoded_once(clip, scenes, monkeyp
     for features in (first, clip.image_features(images)):
         assert features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(len(features)))
+
+
+def test_a_score_does_not_depend_on_what_was_scored_before(scenes, monkeypatch):
+    """Bit for bit: a study that was killed scores the rest in a new process, which has encoded nothing yet.
+
+    Batches of several texts round otherwise than single ones, so a memory of single texts, the control, would fail.
+    """
+    prompts = scenes[1]
+    fresh, used = ClipAlignment.load("mini-clip"), ClipAlignment.load("mini-clip")
+    for prompt in prompts[:3]:
+        used.text_features([prompt])
+    assert torch.equal(fresh.text_features(prompts), used.text_features(prompts))
+    single = torch.cat([fresh.text_features([prompt]) for prompt in prompts])
+    torch.testing.assert_close(single, fresh.text_features(prompts), rtol=0, atol=1e-6)
+    monkeypatch.setattr(alignment, "TEXTS_KEPT", 2)
+    fresh.text_features(prompts)
+    assert list(fresh._texts) == [tuple(sorted(set(prompts)))]
 
 
 def test_between_images(clip, scenes):
