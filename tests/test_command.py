@@ -273,6 +273,26 @@ def test_a_list_of_prompts_is_planned_and_told(by_hand, capsys, tmp_path):
     assert "nothing is shared" in capsys.readouterr().out
 
 
+def test_a_list_may_have_as_few_steps_as_its_floor_allows(by_hand, capsys, tmp_path):
+    from sharing_cases import PROMPTS
+
+    from hybridlib.hybrid.sharing.quality import kept_by_steps
+    from hybridlib.study import results
+
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS[:5]) + "\n")
+    kept = kept_by_steps(results.load("13_steps"), 5)
+    floor = (kept[10] + kept[12]) / 2  # 12 steps keep it by themselves
+    assert main(["share", str(file), "--floor", f"{floor}", "--steps", "any", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    steps = int(re.search(r"(\d+) steps instead of 28", told)[1])
+    assert steps >= 12
+    assert kept[steps] >= floor
+    nfe = int(re.search(r"([\d,]+) NFE", told)[1].replace(",", ""))
+    assert nfe <= 5 * 2 * 12
+    assert f"one at a time {5 * 2 * 28}" in told
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "sentence"),
     [
@@ -282,6 +302,7 @@ def test_a_list_of_prompts_is_planned_and_told(by_hand, capsys, tmp_path):
         ("a star", ["--seeds", "1", "1", "--dry-run"], "error: seeds must be different, got 1 1"),
         ("a star", ["--floor", "1.5", "--dry-run"], "error: quality_floor must lie above 0"),
         ("a star", ["--conditioning", "blnd", "--dry-run"], "error: no conditioning 'blnd'; did you mean 'blend'"),
+        ("a star", ["--steps", "few", "--dry-run"], "error: num_inference_steps must be a number, or 'any', got 'few'"),
         ("a star", ["--budget", "3", "--dry-run"], "error: budget must be at least 56 NFE"),
     ],
 )

@@ -91,8 +91,12 @@ def print_plan(plan: SharingPlan, seeds: int = 1) -> None:
     print(f"{plan.nfe * seeds:,} NFE for {seeds} seed(s); one at a time {alone * seeds:,} ({saved})")
     if plan.one_public_nfe is not None:
         print(f"the best single public prompt would take {plan.one_public_nfe * seeds:,}")
+    shorter = bool(plan.longest and plan.num_inference_steps < plan.longest)
+    if shorter:
+        print(f"{plan.num_inference_steps} steps instead of {plan.longest}")
     if not plan.shares:
-        print("nothing is shared: no two prompts are alike enough for this floor")
+        reason = "fewer steps save more" if shorter else "no two prompts are alike enough for this floor"
+        print(f"nothing is shared: {reason}")
     quality, low, high = plan.quality.mean(axis=1)
     whose = "single prompts" if plan.each else "the mean over the list"
     print(f"mean quality expected at {quality:.3f} ({low:.3f} to {high:.3f}; bounds for {whose})")

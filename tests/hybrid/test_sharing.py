@@ -305,6 +305,16 @@ def test_bad_input_is_one_sentence(prompts, options, kind, message):
         planned(prompts, **options)
 
 
+@pytest.mark.parametrize(
+    "options", [{"shift": 1.0}, {"sigmas": SIGMAS}, {"surface": SURFACE}, {"guidance_scale": 5.0}], ids=str
+)
+def test_any_number_of_steps_is_known_where_it_was_measured(options):
+    with pytest.raises(ValueError, match="'any' is known for mini-sd3 on its own noise schedule at guidance_scale 7"):
+        share(PROMPTS, 0.9, num_inference_steps="any", similarity=words, **options)
+    with pytest.raises(ValueError, match="must be a number, or 'any', got 'all'"):
+        share(PROMPTS, 0.9, num_inference_steps="all", similarity=words)
+
+
 def test_single_prompts_need_their_scatter():
     bare = planning.QualitySurface(TRUTH, np.empty((0, 6)), (0.2, 0.9), np.arange(28), SIGMAS, 0.1)
     assert planned(surface=bare, quality_floor=0.8).shares

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sharing_cases import PROMPTS, SIGMAS, STEPS, SURFACE, words
 
-from hybridlib.hybrid.sharing import measured, study
+from hybridlib.hybrid.sharing import measured, quality, study
 from hybridlib.hybrid.sharing.measured import ALONE, EACH, OURS, PUBLIC, REUSE, SAGE, SHARING, SHORTER
 from hybridlib.hybrid.sharing.measured import PROMPTS as OWN_PROMPTS
 from hybridlib.study.parameters import SharingParameters
@@ -32,7 +32,7 @@ def steps_table(prompts=12):
 
 def test_what_fewer_steps_surely_keep():
     table = steps_table(prompts=400)
-    mean, each = (measured.kept_by_steps(table, 10, each) for each in (False, True))
+    mean, each = (quality.kept_by_steps(table, 10, each) for each in (False, True))
     assert mean[STEPS] == each[STEPS] == 1
     # noise of .02 is .04 of .5, over two seeds .0283; 90 % one-sided is 1.28 of it, over lists divided by their root
     assert mean[14] == pytest.approx(0.95 - 1.2816 * 0.0283 / 10**0.5, abs=0.004)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ...runs import t_interval
-from .quality import RULES
+from .quality import RULES, kept_by_steps
 
 ALONE, SHORTER, PUBLIC = "nothing shared", "fewer steps", "one public prompt"
 OURS, EACH = "ours", "ours, each prompt"  # free to have fewer steps
@@ -17,30 +17,6 @@ SHARING, PROMPTS = "ours, full length", "ours, full length, no blends"
 REUSE, SAGE = "2508.21032", "SAGE"
 CELL = ["list", "prompt", "seed"]
 EQUAL = 0.01  # within which two qualities count as equal
-
-
-def kept_by_steps(
-    scores: pd.DataFrame, prompts: int, each: bool = False, level: float = 0.9, value: str = "clip"
-) -> dict[int, float]:
-    """What each number of steps keeps when nothing is shared, of the longest: the lower end, for `planner.share`.
-
-    Args:
-        scores: num_inference_steps, personal, seed and the value, the longest among them.
-        prompts: of the lists that it is for, whose means scatter, too.
-        each: for single images instead of for the mean over such a list.
-    """
-    from scipy.stats import t
-
-    one = ["personal", "seed"] if each else ["personal"]
-    means = scores.pivot_table(index=one, columns="num_inference_steps", values=value)
-    longest = means[means.columns.max()]
-    kept = 1 + means.sub(longest, axis=0) / longest.mean()
-    if each:
-        low = kept.quantile(1 - level, interpolation="lower")
-    else:
-        spread = kept.std() * np.sqrt(1 / len(kept) + 1 / prompts)
-        low = kept.mean() - t.ppf(level, len(kept) - 1) * spread
-    return dict(zip(means.columns.astype(int).tolist(), low.clip(upper=1.0).tolist(), strict=True))
 
 
 def steps_table(scores: pd.DataFrame, prompts: int, value: str = "clip") -> pd.DataFrame:

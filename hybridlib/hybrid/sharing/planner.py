@@ -17,9 +17,10 @@ from ..schedules import Schedule
 from . import optimise
 from .groups import KINDS, Conditioner, encoded, remembered
 from .plan import Part, Path, SharingPlan, expected, grown
-from .quality import LOW, forecast, shipped_surface
+from .quality import LOW, forecast, shipped_steps, shipped_surface
 
 MINI_SHIFT = 0.35  # of mini-sd3's noise schedule
+ANY, STEPS_SCALE = "any", 7.0  # as few steps as the floor allows; guidance scale at which they were measured
 UNITS = {optimise.LARGEST_COMPLETE: 512, 200: 256, 2000: 64}  # prompts up to -> units of loss in the optimiser
 FEWEST_UNITS = 32
 
@@ -35,7 +36,7 @@ def share(
     public_prompts: Sequence[str] = (),
     public_guidance_scale: float = 2.0,
     guidance_scale: float = 7.0,
-    num_inference_steps: int | Mapping[int, float] = 28,
+    num_inference_steps: int | Mapping[int, float] | str = 28,
     shift: float | None = None,
     sigmas: ArrayLike | None = None,
     surface: QualitySurface | None = None,
@@ -66,7 +67,9 @@ def share(
         public_guidance_scale: of shared steps.
         guidance_scale: of a prompt's own steps.
         num_inference_steps: updates; or numbers of updates to choose from, each with the quality that it keeps when
-            nothing is shared, in (0, 1]. What nothing shared takes is then told for the longest.
+            nothing is shared, in (0, 1] (`quality.kept_by_steps` measures it); or "any", 28 or fewer as they were
+            measured on mini-sd3. What nothing shared takes is then told for the longest, and what fewer steps keep counts
+            at its lower end, in the expected quality, too.
         shift: of the noise schedule, by default mini-sd3's.
         sigmas: flow-matching noise levels before each update (a last 0 is ignored), instead of the two above.
         surface: of retained quality, from `planning.fit_surface`; by default that of mini-sd3 at these scales.
@@ -81,6 +84,9 @@ def share(
     options |= {"public_guidance_scale": public_guidance_scale, "guidance_scale": guidance_scale}
     options |= {"conditioning": conditioning, "public_prompts": public_prompts}
     check_floor(quality_floor)
+    if isinstance(num_inference_steps, str):
+        measured = shift is None and sigmas is None and surface is None and guidance_scale == STEPS_SCALE
+        num_inference_steps = _measured_steps(num_inference_steps, prompts, level, each, measured)
     if isinstance(num_inference_steps, Mapping):
         if sigmas is not None:
             raise ValueError("sigmas are of one schedule; give num_inference_steps one number with them")
@@ -91,6 +97,18 @@ def share(
     slack = 1 - quality_floor if budget is None else 1 - float(plan.quality[LOW].mean())
     star = sum(root.nfe for root in grown(one_public(asked.conditioner, slack, asked.scales)))
     return replace(plan, one_public_nfe=star)
+
+
+def _measured_steps(name: str, prompts: Sequence[str], level: float, each: bool, known: bool) -> Mapping[int, float]:
+    if name != ANY:
+        raise ValueError(f"num_inference_steps must be a number, or {ANY!r}, got {name!r}")
+    if not known:
+        raise ValueError(
+            f"num_inference_steps={ANY!r} is known for mini-sd3 on its own noise schedule at guidance_scale "
+            f"{STEPS_SCALE:g}; for another model, schedule or scale say what each number of steps keeps"
+        )
+    check_numbers(level)
+    return shipped_steps(len(set(checked(prompts))), level, each)
 
 
 def _shortest(

@@ -18,10 +18,12 @@ than `worst`, which forgives the early, unlike nodes altogether.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from ...intervals import Array, Integers
@@ -32,6 +34,7 @@ from ..planning import QualitySurface, fit_surface
 BINS = 128  # of similarity, within the fitted range
 EXPECTED, LOW, HIGH = 0, 1, 2  # first axis of a forecast's table
 SHIPPED = "05_anchored"  # SIM alone and without, every pair of the miniature prompts
+SHIPPED_STEPS = "13_steps"  # every prompt alone, at full length and shorter
 _VARIANTS = {(2.0, 7.0): "wSIM", (7.0, 7.0): "woSIM"}  # scales of public and personal phase -> variant
 
 
@@ -145,3 +148,33 @@ def shipped_surface(
     scores = results.load(SHIPPED)
     shared, alone = (hiqm.cube(scores, variant) for variant in (_VARIANTS[scales], "woSIM"))
     return fit_surface(shared.retained(alone), rounds=rounds, model=results.model_of(SHIPPED), by_spread=True)
+
+
+def kept_by_steps(
+    scores: pd.DataFrame, prompts: int, each: bool = False, level: float = 0.9, value: str = "clip"
+) -> dict[int, float]:
+    """What each number of steps keeps when nothing is shared, of the longest: the lower end, for `planner.share`.
+
+    Args:
+        scores: num_inference_steps, personal, seed and the value, the longest among them.
+        prompts: of the lists that it is for, whose means scatter, too.
+        each: for single images instead of for the mean over such a list.
+    """
+    from scipy.stats import t
+
+    one = ["personal", "seed"] if each else ["personal"]
+    means = scores.pivot_table(index=one, columns="num_inference_steps", values=value)
+    longest = means[means.columns.max()]
+    kept = 1 + means.sub(longest, axis=0) / longest.mean()
+    if each:
+        low = kept.quantile(1 - level, interpolation="lower")
+    else:
+        spread = kept.std() * np.sqrt(1 / len(kept) + 1 / prompts)
+        low = kept.mean() - t.ppf(level, len(kept) - 1) * spread
+    return dict(zip(means.columns.astype(int).tolist(), low.clip(upper=1.0).tolist(), strict=True))
+
+
+@functools.cache
+def shipped_steps(prompts: int, level: float = 0.9, each: bool = False) -> Mapping[int, float]:
+    """`kept_by_steps` of mini-sd3 on its own noise schedule at guidance scale 7, from the scores that ship."""
+    return MappingProxyType(kept_by_steps(results.load(SHIPPED_STEPS), prompts, each, level))

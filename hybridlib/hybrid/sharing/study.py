@@ -23,10 +23,10 @@ from .. import grids, hiqm
 from ..planning import QualitySurface, fit_surface
 from . import rivals
 from .groups import remembered
-from .measured import ALONE, EACH, OURS, PROMPTS, PUBLIC, REUSE, SAGE, SHARING, SHORTER, beside_alone, kept_by_steps
+from .measured import ALONE, EACH, OURS, PROMPTS, PUBLIC, REUSE, SAGE, SHARING, SHORTER, beside_alone
 from .plan import SharingPlan, expected
 from .planner import ask, share
-from .quality import EXPECTED, RULES
+from .quality import EXPECTED, RULES, SHIPPED_STEPS, kept_by_steps
 
 if TYPE_CHECKING:
     from ...denoising.hybrid_call import HybridPipeline
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ...study.parameters import SharingParameters
 
 
-PAIRS, STEPS = "13_pairs", "13_steps"  # shipped tables: what the surface is fitted to, and what fewer steps keep
+PAIRS = "13_pairs"  # shipped scores, which the surface is fitted to
 
 
 class Setting(NamedTuple):
@@ -108,7 +108,7 @@ def steps_scores(
     table = _scored(pd.DataFrame(rows), pipeline, folder, parameters, [metric])
     write_table(table, folder / "scores.parquet")
     write_json(runner.provenance(pipeline, parameters, [metric]), folder / "scores.json")
-    return results.choose(STEPS, table, parameters.figures_from, parameters.profile)
+    return results.choose(SHIPPED_STEPS, table, parameters.figures_from, parameters.profile)
 
 
 def _check_shipped(model: str, parameters: SharingParameters) -> None:
