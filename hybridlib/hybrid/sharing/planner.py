@@ -68,7 +68,7 @@ def share(
         guidance_scale: of a prompt's own steps.
         num_inference_steps: updates; or numbers of updates to choose from, each with the quality that it keeps when
             nothing is shared, in (0, 1] (`quality.kept_by_steps` measures it); or "any", 28 or fewer as they were
-            measured on mini-sd3. What nothing shared takes is then told for the longest, and what fewer steps keep counts
+            measured on mini-sd3. What nothing shared takes is then told for the longest. What fewer steps keep counts
             at its lower end, in the expected quality, too.
         shift: of the noise schedule, by default mini-sd3's.
         sigmas: flow-matching noise levels before each update (a last 0 is ignored), instead of the two above.
