@@ -93,3 +93,23 @@ def test_rows_are_counted_one_by_one(crash, tmp_path):
     told.attrs["metrics"] = {"b": "y"}
     write_table(told, tmp_path / "told.parquet")
     assert crash.differing(whole, tmp_path / "told.parquet") == {""}
+
+
+def test_arrays_are_compared_by_what_they_hold(crash, tmp_path):
+    import torch
+    from safetensors.torch import save
+
+    def written(name, tensors, notes):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(save(tensors, notes))
+        return path
+
+    notes = {str(number): str(number) for number in range(20)}
+    tensors = {"a": torch.arange(4.0), "b": torch.tensor([float("nan")])}
+    files = [written(f"same {i}", tensors, notes) for i in range(4)]
+    assert len({path.read_bytes() for path in files}) > 1  # their notes stand in no order
+    assert not any(crash.differing(files[0], path) for path in files)
+    others = [tensors | {"a": torch.tensor([0.0, 1.0, 2.0, 3.0001])}, tensors | {"a": torch.arange(4)}, {}]
+    for other in others:
+        assert crash.differing(files[0], written("other", other, notes)) == {""}
+    assert crash.differing(files[0], written("other", tensors, notes | {"0": "1"})) == {""}
