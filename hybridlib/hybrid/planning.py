@@ -182,7 +182,7 @@ def fit_surface(
     span = float(m.min()), float(m.max())
     redrawn = np.array(replicates).reshape(-1, 6)
     steps, sigmas = cubes[0].common_steps, cubes[0].sigmas
-    cells = of_cells(x, m, residuals)
+    cells = of_cells(x, m, residuals, len(np.unique(personal)))
     lists = of_lists(cubes[0], lambda x, m: _surface((x, m), *best))
     return QualitySurface(best, redrawn, span, steps, sigmas, rmse, cells, model, lists)
 

@@ -43,21 +43,32 @@ class Spread(NamedTuple):
         return lower + (place - below) * (upper - lower)
 
 
-def of_cells(x: Array, m: Array, residuals: Array) -> Spread:
+def of_cells(x: Array, m: Array, residuals: Array, prompts: int) -> Spread:
     """Of single prompts: residuals of cells at the log-SNR x of their handovers and the similarities m.
 
     How widely they scatter depends on how alike the prompts are, and half alike ones scatter most; hence bands of
-    similarity, each of equally many pairs.
+    similarity, each of equally many pairs. A band is known from few pairs, so every quantile is the outer one of its
+    band and of all pairs. And all pairs are of few prompts, beyond which a further one lies a little more often: as in
+    conformal prediction, the k-th lowest of n is passed with probability k / (n + 1).
+
+    Args:
+        prompts: how many the cells are of.
     """
     places, index = np.unique(x, return_inverse=True)
     number = int(np.clip(len(x) // len(places) // PAIRS_OF_A_BAND, 1, MOST_BANDS))
     edges = np.quantile(m, np.linspace(0, 1, number + 1)[1:-1])
     found, band = np.unique(np.searchsorted(edges, m, side="right"), return_inverse=True)
     middles = np.array([np.median(m[band == b]) for b in range(len(found))])
+    low = np.maximum((np.minimum(SHARES, 1 - SHARES) * (prompts + 1) - 1) / max(prompts - 1, 1), 0)
+    shares = np.where(SHARES < 0.5, low, 1 - low)
 
     def scattered(b: int, i: int) -> Array:
-        own = (index == i) & (band == b)
-        return np.quantile(residuals[own if own.any() else index == i], SHARES)
+        here = index == i
+        everyone = np.quantile(residuals[here], shares)
+        if not (own := here & (band == b)).any():
+            return everyone
+        alike = np.quantile(residuals[own], shares)
+        return np.where(SHARES < 0.5, np.minimum(alike, everyone), np.maximum(alike, everyone))
 
     quantiles = [[scattered(b, i) for i in range(len(places))] for b in range(len(found))]
     return Spread(places, SHARES, np.array(quantiles), middles)
