@@ -95,7 +95,7 @@ def kill(process: subprocess.Popen[bytes], kind: str) -> bool:
     elif kind == "kernel":
         chosen = [member for member in members[1:] if "ipykernel_launcher" in _command(member)]
     else:
-        chosen = [member for member in members[1:] if _command(member).startswith("ray::")][:1]
+        chosen = [member for member in members[1:] if _command(member).startswith("ray::Worker")][:1]
     for member in chosen:
         try:
             member.kill()

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 ATTEMPTS = 5  # of a shard whose workers die
 POLL_S = 1.0  # between looks at what the workers have done
 INSTALL = "pip install 'hybridlib[ray]'"
+NEVER_LOADED = (
+    "cluster = 'ray': workers die before they have loaded their models, as where Ray's own processes are gone or "
+    "memory is too small; what is finished is kept, run the same command again"
+)
 
 
 def require_ray() -> Any:
@@ -89,14 +93,15 @@ class Crew:
         worker that died is given out again.
 
         Raises:
-            ValueError: if a worker has loaded other models or versions than expected, or `ATTEMPTS` workers died of one
-                shard.
+            ValueError: if a worker has loaded other models or versions than expected, if `ATTEMPTS` workers died of one
+                shard, or if no worker lives long enough to load its models, as where Ray's own processes are gone.
         """
         running: dict[Any, _Job] = {worker.load.remote(): _Job(worker) for worker in self._workers}
         again: deque[Shard] = deque()  # whose worker died
         shown: dict[Path, int] = {}  # of each shard under way, what the bar has of it
         deaths: Counter[Path] = Counter()
         idle: list[Any] = []
+        unloaded = 0  # deaths before models were loaded, one after another
         exhausted = complete = False
         try:
             while running and not (exhausted and not again and all(job.shard is None for job in running.values())):
@@ -109,9 +114,12 @@ class Crew:
                         if job.shard is not None:
                             again.append(job.shard)
                             _count_death(job.shard, deaths)
+                        elif (unloaded := unloaded + 1) == ATTEMPTS * len(self._workers):
+                            raise ValueError(NEVER_LOADED)
                         running[job.worker.load.remote()] = _Job(job.worker)  # Ray starts it anew
                     elif job.shard is None:
                         _check_equal(expected, answer)
+                        unloaded = 0
                     if answer is not None:
                         idle.append(job.worker)
                     while idle and (again or not exhausted):

@@ -66,8 +66,9 @@ class StandIn:
 
     exceptions = SimpleNamespace(RayActorError=Died, RayTaskError=Failed)
 
-    def __init__(self, dying=(), cpus=2):
+    def __init__(self, dying=(), cpus=2, lasts=1000):
         self.dying, self.made, self.killed, self.cpus = set(dying), 0, 0, cpus
+        self.lasts, self.gone = lasts, False  # Ray's own processes end with this shard
         self.under_way = self.most_under_way = 0
         self.actors = []
 
@@ -100,7 +101,7 @@ class StandIn:
 class Actor:
     def __init__(self, ray, cls, recipe):
         self.ray, self.cls, self.recipe, self.worker = ray, cls, recipe, cls(recipe)
-        self.load = SimpleNamespace(remote=lambda: self._call("load"))
+        self.load = SimpleNamespace(remote=lambda: self._call("load") if not ray.gone else self._lost)
         self.make = SimpleNamespace(remote=self._make)
         self.done = SimpleNamespace(remote=lambda: self._call("done"))
 
@@ -115,6 +116,9 @@ class Actor:
 
         return task
 
+    def _lost(self):
+        raise Died
+
     def _make(self, *arguments):
         number = self.ray.made
         self.ray.made += 1
@@ -124,7 +128,9 @@ class Actor:
 
         def finish():
             self.ray.under_way -= 1
-            if number in self.ray.dying:
+            if number >= self.ray.lasts:
+                self.ray.gone = True
+            if self.ray.gone or number in self.ray.dying:
                 self.worker = self.cls(self.recipe)  # a new process, which has loaded nothing
                 raise Died
             return task()
@@ -168,6 +174,18 @@ def test_a_shard_that_kills_its_workers_is_named(saved, tmp_path, stand_in):
         generate(small_table(), saved, tmp_path, SETTINGS, progress=False, cluster="ray")
     assert ray.killed == 2
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_cluster_that_is_gone_is_told_and_what_is_finished_stays(saved, tmp_path, stand_in):
+    table = small_table()
+    stand_in(lasts=1)
+    with pytest.raises(ValueError, match="die before they have loaded their models, as where Ray's own processes"):
+        generate(table, saved, tmp_path / "there", SETTINGS, progress=False, cluster="ray")
+    assert len(list((tmp_path / "there" / ".ledger").iterdir())) == 1
+    stand_in()
+    generate(table, saved, tmp_path / "there", SETTINGS, progress=False, cluster="ray")
+    generate(table, saved, tmp_path / "here", SETTINGS, progress=False)
+    assert files(tmp_path / "there") == files(tmp_path / "here")
 
 
 def test_what_a_worker_refuses_is_raised_here(saved, tmp_path, stand_in):
