@@ -273,6 +273,25 @@ def test_a_list_of_prompts_is_planned_and_told(by_hand, capsys, tmp_path):
     assert "nothing is shared" in capsys.readouterr().out
 
 
+def test_a_list_of_prompts_is_drawn(by_hand, capsys, tmp_path):
+    import json
+
+    from PIL import Image
+
+    file, out = tmp_path / "prompts.txt", tmp_path / "drawn"
+    file.write_text("a red star\na blue star\na red star\n")
+    assert main(["share", str(file), "--floor", "0.5", "--steps", "4", "--seeds", "1", "2", "--out", str(out)]) == 0
+    assert "6 images in" in capsys.readouterr().out
+    images = sorted(path.name for path in out.glob("prompt*.png"))
+    assert images == [f"prompt{number}_seed{seed}.png" for number in range(3) for seed in (1, 2)]
+    assert (out / images[0]).read_bytes() == (out / images[4]).read_bytes()  # the same prompt and seed
+    assert (out / images[0]).read_bytes() != (out / images[2]).read_bytes()
+    told = json.loads((out / "plan.json").read_text())
+    assert sorted(name for prompt in told["prompts"] for name in prompt["images"]) == images
+    with Image.open(out / "tree.png") as tree:
+        assert tree.width > tree.height > 50
+
+
 def test_a_list_may_have_as_few_steps_as_its_floor_allows(by_hand, capsys, tmp_path):
     from sharing_cases import PROMPTS
 

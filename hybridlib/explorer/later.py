@@ -29,12 +29,12 @@ class Later:
 
     def do(self, jobs: Sequence[Job]) -> None:
         """Replace whatever is pending by these jobs; from any thread."""
-        self._newest = list(jobs)
+        self._newest = newest = list(jobs)  # another thread may have replaced the attribute by the next line
         if self._loop is None:
             for job in jobs:
                 job()
         else:
-            self._loop.call_soon_threadsafe(self._soon, self._newest)
+            self._loop.call_soon_threadsafe(self._soon, newest)
 
     def _soon(self, jobs: list[Job]) -> None:
         assert self._loop is not None

@@ -98,7 +98,7 @@ class QualitySurface:
         return Prediction(found.mean, np.minimum(found.low, low), np.maximum(found.high, high))
 
     def predict_each(self, sigma: ArrayLike, similarity: ArrayLike, level: float = 0.9) -> Prediction:
-        """Quality of a single prompt: one-sided bounds that each hold for a share `level` of the fitted prompts.
+        """Quality of a single prompt: one-sided bounds that each hold for a further prompt with confidence `level`.
 
         Wider than `predict`, which is about means over a list, in which the scatter of single prompts averages out.
 
