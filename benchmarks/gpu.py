@@ -7,7 +7,8 @@ large matrix product reaches on the same device. Then each memory plan: its peak
 far its latents lie from those of the resident plan; and each speed option.
 
 Without a folder of weights they are random: speed and memory do not depend on their values. What the images show does,
-so none are kept. Without a GPU tiny models run, which shows that the program works, not how fast anything is.
+so none are kept. Without a GPU tiny models run, which shows that the program works, not how fast anything is; unless
+`--device cpu` asks for true size on the CPU, which takes an hour for small images.
 
 `python benchmarks/gpu.py --size sd3-medium --personal 4 --write`
 
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import diffusers
@@ -50,7 +52,8 @@ from hybridlib.paths import OUTPUTS, ROOT
 from hybridlib.prompts import PromptSet
 
 PAGE = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- measured by benchmarks/gpu.py -->", "<!-- end -->"
+BEGIN = {"cuda": "<!-- measured on a GPU -->", "cpu": "<!-- measured on a CPU -->"}
+END = "<!-- end -->"
 CLIP_TOKENS = 77
 PARTS = ("slices", "plans", "speed")
 _TINY_CLIP = {"vocab_size": 1024, "hidden_size": 16, "intermediate_size": 32, "projection_dim": 16}
@@ -124,12 +127,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     for library in (diffusers, transformers):  # the stand-in tokenizers cut prompts short
         library.utils.logging.set_verbosity_error()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and given.size != "tiny":
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu" and given.device is None and given.size != "tiny":
         print(
-            f"no GPU here: {given.size} would take hours; tiny models run instead, and nothing is written to the docs"
+            f"no GPU here: {given.size} would take hours; tiny models run instead, and nothing is written to the docs "
+            f"(--device cpu runs {given.size})"
         )
-        given.size, given.write = "tiny", False
+        given.size = "tiny"
+    if device.type == "cpu" and given.size != "tiny" and "plans" in given.parts:
+        raise SystemExit("on a CPU memory plans have nowhere to move weights: leave plans out of --parts")
+    if given.size == "tiny":
+        given.write = False
     job = _job(given, device)
     facts = describe(job, given.size)
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
@@ -148,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(f"wrote {folder / given.size}.parquet and .json")
     if given.write:
-        write_page(facts, table, PAGE)
+        write_page(facts, table, PAGE, BEGIN[device.type])
         print(f"wrote {PAGE}")
 
 
@@ -210,13 +218,13 @@ def measure_slices(job: Job, given: argparse.Namespace, facts: dict[str, Any]) -
     plain.set_progress_bar_config(disable=True)
     rows, best, peak_flops = [], None, facts["matrix product (TFLOP/s)"] * 1e12
 
-    def add(name: str, side: str, images: int, seconds: float, nfe: float, peak: float, stock_s: float) -> None:
-        rate = nfe * images / seconds
+    def add(name: str, side: str, images: int, seconds: float, nfe: float, peak: float, stock: list[float]) -> None:
+        rate, ratios = nfe * images / seconds, [seconds / images / one for one in (mean(stock), max(stock), min(stock))]
         row = {"slice": name, "side": side, "images": images, "seconds an image": seconds / images}
         row |= {"NFE an image": nfe, "NFE a second": rate, "peak GB": peak}
         row |= {
             "share of matrix product": rate * flops / peak_flops,
-            "time / stock": seconds / images / stock_s,
+            **dict(zip(("time / stock", "least", "most"), ratios, strict=True)),
         }
         rows.append(row)
         print(row, flush=True)
@@ -226,14 +234,14 @@ def measure_slices(job: Job, given: argparse.Namespace, facts: dict[str, Any]) -
         nfe = denoiser.nfe(paths[0].segments[-1].conditioning) * job.steps
         chosen = paths[:: max(1, len(paths) // given.stock_images)][: given.stock_images]
         job.stock(plain, chosen[0])  # warm
-        seconds, peak = timed(lambda chosen=chosen: [job.stock(plain, path) for path in chosen], job.device)
-        one = seconds / len(chosen)
-        add(name, "stock, one at a time", len(chosen), seconds, nfe, peak, one)
+        alone = [timed(lambda path=path: job.stock(plain, path), job.device) for path in chosen]
+        stock = [seconds for seconds, _ in alone]
+        add(name, "stock, one at a time", len(chosen), sum(stock), nfe, max(peak for _, peak in alone), stock)
         best = best or best_batch(job, plain, chosen[0])  # a whole image costs the same in every slice
-        add(name, "stock, best batch", *best[:2], nfe, best[2], one)
+        add(name, "stock, best batch", *best[:2], nfe, best[2], stock)
         job.run(pipeline, paths[:2])  # warm
         seconds, peak = timed(lambda paths=paths: job.run(pipeline, paths), job.device)
-        add(name, "ours", len(paths), seconds, tree.cost.tree / len(paths), peak, one)
+        add(name, "ours", len(paths), seconds, tree.cost.tree / len(paths), peak, stock)
     return rows
 
 
@@ -261,7 +269,8 @@ def measure_plans(job: Job, given: argparse.Namespace, facts: dict[str, Any]) ->
         _clear()
         pipeline = job.pipeline("cpu" if placement != "resident" else job.device)
         _clear()
-        plan = memory.MemoryPlan("", job.side, "", placement, "full", 4, 1, needs)
+        batches = {"batch_size": 4, "decode_batch_size": 1, "text_batch_size": 4 if "stream" in placement else 1}
+        plan = memory.MemoryPlan("", job.side, "", placement, "full", needs=needs, **batches)
         memory.follow(pipeline, plan, job.device) if job.device.type == "cuda" else _attend(pipeline, plan)
         latents: list[torch.Tensor] = []
         seconds, peak = timed(lambda p=pipeline, kept=latents: kept.append(job.run(p, paths)), job.device)
@@ -328,7 +337,7 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, float]:
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
     """TFLOP/s of a large square matrix product: the best of ten."""
-    side = 8192 if device.type == "cuda" else 512
+    side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = min(timed(lambda: left @ right, device)[0] for _ in range(10))
     return 2 * side**3 / seconds / 1e12
@@ -350,9 +359,9 @@ def describe(job: Job, size: str) -> dict[str, Any]:
     }
 
 
-def write_page(facts: dict[str, Any], table: pd.DataFrame, page: Path) -> None:
-    """Put the tables into the page, between its two marks."""
-    head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+def write_page(facts: dict[str, Any], table: pd.DataFrame, page: Path, begin: str) -> None:
+    """Put the tables into the page, between the mark of the device and the next end."""
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
     tail = rest.partition(END)[2]
     lines = [f"- {name}: {value}" for name, value in facts.items()]
     for kind, rows in table.groupby("part", sort=False):
@@ -360,7 +369,7 @@ def write_page(facts: dict[str, Any], table: pd.DataFrame, page: Path) -> None:
         cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in shown.to_numpy()]
         lines += ["", f"**{kind}**", "", "| " + " | ".join(shown.columns) + " |", "|---" * len(shown.columns) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in cells]
-    write_atomically(page, "\n".join([head + BEGIN, "", *lines, "", END + tail]).encode())
+    write_atomically(page, "\n".join([head + begin, "", *lines, "", END + tail]).encode())
 
 
 def _clear() -> None:
@@ -373,6 +382,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="sd3-medium", choices=[*BLUEPRINTS, "tiny"], help="which model (sd3-medium)")
     parser.add_argument("--model", help="a folder with its weights; random ones by default")
+    parser.add_argument("--device", choices=BEGIN, help="cuda where there is a GPU; cpu runs true size on the CPU")
     parser.add_argument("--dtype", choices=models.DTYPES, help="bfloat16 by default, float32 on a CPU")
     parser.add_argument("--image-size", type=int, default=1024, help="pixels (1024)")
     parser.add_argument("--steps", type=int, default=28, help="of the schedule (28)")

@@ -47,12 +47,13 @@ def work(denoiser: GuidedDenoiser, height: int | None = None, width: int | None 
 
 
 def work_of(model: Any, arguments: Mapping[str, Any]) -> Work:
-    """Work of calling a network with these arguments, tensors on the meta device."""
+    """Work of calling a network with these arguments, float32 tensors on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Weights of the meta device stand in for the network's own, which are neither moved nor copied.
+    # Weights of the meta device stand in for the network's own, which are neither moved nor copied, in the arguments'
+    # dtype: a product takes as many operations in 16 bit.
     weights = {
-        name: torch.empty_like(tensor, device="meta")
+        name: torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

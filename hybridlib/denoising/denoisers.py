@@ -253,14 +253,21 @@ class GuidedDenoiser(EncodesTexts):
         negative, text = output[: len(guided)], output[len(guided) :]
         if not guided:
             return text
-        weights = torch.tensor([scales[row] for row in guided], device=output.device)
-        weights = weights.to(output.dtype).view(-1, 1, 1, 1)
-        guided_output = negative + weights * (text[guided] - negative)
+        guided_output = negative + scaled(text[guided] - negative, [scales[row] for row in guided])
         if len(guided) == len(text):
             return guided_output
         text = text.clone()
         text[guided] = guided_output
         return text
+
+
+def scaled(rows: Tensor, factors: Sequence[float]) -> Tensor:
+    """Rows (n, channels, height, width), each times its number, as a product with that number alone is rounded.
+
+    In half precision PyTorch multiplies in float32 and rounds the product; the number itself keeps its digits.
+    """
+    exact = torch.tensor(factors, device=rows.device, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return (exact.view(-1, 1, 1, 1) * rows).to(rows.dtype)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

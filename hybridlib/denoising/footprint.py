@@ -30,6 +30,7 @@ class Needs:
 
     weights: Mapping[str, int]  # by part
     largest_layer: int  # twice that of the parts that may pass through: one computes while the next arrives
+    encoding: int  # activations of the text encoder that needs most of them, for one text
     evaluation: int  # activations of one evaluation of the denoiser
     decoding: int  # activations of decoding one image
     text: int  # what one prompt is encoded to
@@ -64,9 +65,12 @@ def needs_of(parts: Blueprint, dtype: str, image_size: int | None = None, t5: st
     latents = torch.empty(shape, device="meta", dtype=kind)
     model, vae = (torch.nn.Module.to(part, kind) for part in (denoiser.model, pipeline.vae))
     text = sum(arguments[name].numel() for name in ("encoder_hidden_states", "pooled_projections"))
+    readers = [name for name in networks if name.startswith("text_encoder") and weights[name]]
+    lengths = dict.fromkeys(readers, pipeline.tokenizer_max_length) | {encoder: denoiser.max_sequence_length}
     return side, Needs(
         weights=weights,
         largest_layer=2 * largest * kind.itemsize,
+        encoding=max(reading_peak(torch.nn.Module.to(networks[n], kind), lengths[n], n == encoder) for n in readers),
         evaluation=live_peak(lambda: model(**arguments, return_dict=False), model),
         decoding=live_peak(lambda: vae.decode(latents, return_dict=False), vae),
         text=text * kind.itemsize,
@@ -98,6 +102,12 @@ def quantised_bytes(model: Any, share: float) -> int:
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     total = sum(parameter.numel() for parameter in model.parameters())
     return int(2 * (share * linear + (total - linear))) if share else 0
+
+
+def reading_peak(encoder: torch.nn.Module, tokens: int, is_t5: bool) -> int:
+    """`live_peak` of a text encoder that reads one text; of CLIP the states of all layers are asked for."""
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    return live_peak(lambda: encoder(ids, output_hidden_states=not is_t5), encoder)
 
 
 def live_peak(run: Callable[[], object], model: torch.nn.Module) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from numbers import Real
 from typing import Any
 
@@ -28,6 +29,7 @@ PLACEMENTS = {
 }
 LADDER = ("resident", "stream text", "stream")  # that a budget is tried on, fastest first
 BATCHES = (64, 32, 16, 8, 4, 2, 1)
+IMAGES, TEXTS = 16, 32  # the most that are decoded, or read while encoders pass through, together
 _GB = 1e9
 
 
@@ -46,6 +48,7 @@ class MemoryPlan:
     t5: str  # of T5
     batch_size: int  # most denoiser evaluations in one forward
     decode_batch_size: int  # most images decoded together
+    text_batch_size: int  # most texts read together, where the layers of encoders pass through; else each is read alone
     needs: Needs
     vae_tiling: bool = False  # parts of an image that is larger than the VAE was trained on are decoded one by one
     free_text_encoders: bool = False  # `study.runner.generate` drops them once all prompts of its table are encoded
@@ -77,12 +80,13 @@ class MemoryPlan:
         """Bytes on the device at the most, while it encodes, evaluates or decodes; an estimate, as activations are."""
         needs, passing = self.needs, self.needs.largest_layer
         evaluating, decoding = self.batch_size * needs.evaluation, self.decode_batch_size * needs.decoding
+        reading = self.text_batch_size * needs.encoding
         if self.placement == "model":
-            return max(
-                self._encoders_at_once, needs.weights["transformer"] + evaluating, needs.weights["vae"] + decoding
-            )
+            weights = needs.weights
+            return max(self._encoders_at_once + reading, weights["transformer"] + evaluating, weights["vae"] + decoding)
+        reading += passing if self.streamed else 0
         evaluating += passing if self.placement == "stream" else 0
-        return self.on_device + max(passing if self.streamed else 0, evaluating, decoding)
+        return self.on_device + max(reading, evaluating, decoding)
 
     @property
     def in_host_memory(self) -> int:
@@ -97,7 +101,8 @@ class MemoryPlan:
 
     def as_key(self) -> list[Any]:
         """What of it decides the bytes of an image."""
-        return [self.placement, self.t5, self.batch_size, self.decode_batch_size, self.vae_tiling]
+        batches = [self.batch_size, self.decode_batch_size, self.text_batch_size]
+        return [self.placement, self.t5, *batches, self.vae_tiling]
 
     def __repr__(self) -> str:
         return f"MemoryPlan({self.name}, {self.placement}, {self.peak / _GB:.1f} GB)"
@@ -111,7 +116,8 @@ class MemoryPlan:
             f"  T5: {self.t5}" * (self.t5 != "full"),
             f"  on the device: {self.on_device / _GB:.2f} GB of weights, and activations (estimates): up to "
             f"{self.batch_size} evaluations of {self.needs.evaluation / _GB:.2f} GB in a forward, "
-            f"{self.decode_batch_size} images of {self.needs.decoding / _GB:.2f} GB decoded together",
+            f"{self.decode_batch_size} images of {self.needs.decoding / _GB:.2f} GB decoded together, "
+            f"{self.text_batch_size} texts of {self.needs.encoding / _GB:.2f} GB read together",
             f"  peak about {self.peak / _GB:.1f} GB, the context of the driver not counted",
             f"  in host memory: {self.in_host_memory / _GB:.2f} GB of weights, {self.needs.text / 1e6:.1f} MB a prompt",
         ]
@@ -163,18 +169,19 @@ def make_plan(
     batches = [n for n in {batch_size: 0} | dict.fromkeys(BATCHES) if n <= batch_size]
     budget = float("inf") if budget_gb is None else budget_gb * _GB
 
-    def made(rung: str, rows: int, images: int) -> MemoryPlan:
-        return MemoryPlan(name, size, dtype, rung, t5, rows, images, needs, vae_tiling, free_text_encoders)
+    def made(rung: str, rows: int, images: int, texts: int) -> MemoryPlan:
+        return MemoryPlan(name, size, dtype, rung, t5, rows, images, texts, needs, vae_tiling, free_text_encoders)
 
     rungs = [placement] if placement else list(LADDER)
+    pictures = [n for n in BATCHES if n <= IMAGES]
     for rung in rungs:
-        for rows in batches:
+        together = [n for n in BATCHES if n <= TEXTS] if rung.startswith("stream") else [1]
+        for rows, images, texts in product(batches, pictures, together):
             if rows < 2 <= batch_size and rung != rungs[-1]:  # a guided image should be one forward
                 continue
-            for images in (n for n in BATCHES if n <= 16):
-                if (plan := made(rung, rows, images)).peak <= budget:
-                    return plan
-    least = made(rungs[-1], 1, 1)
+            if (plan := made(rung, rows, images, texts)).peak <= budget:
+                return plan
+    least = made(rungs[-1], 1, 1, 1)
     raise ValueError(
         f"budget_gb = {budget_gb}: the least that {name!r} needs at {size} pixels in {dtype} is about "
         f"{least.peak / _GB:.1f} GB ({least.placement!r}, one evaluation at a time)"

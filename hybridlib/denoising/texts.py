@@ -19,7 +19,6 @@ from .identity import text_identity
 from .tree import Tree
 
 AHEAD = 1024  # texts that are encoded together before a study goes on; fewer than denoisers keep
-TEXTS_TOGETHER = 32  # are encoded in one forward, where the layers of encoders pass through the device
 TEXTS_KEPT = 2048  # in host memory, at the most, unless the text encoders are dropped
 TEXTS_NEAR = 128  # copies on the device, at the most
 Text = tuple[Prompt, bool]  # and whether it is a negative prompt
@@ -83,7 +82,7 @@ class EncodesTexts(ABC):
     def _encode_plain(self, texts: Sequence[tuple[str, bool]], kept: dict[Text, Encoded], plan: Any) -> None:
         if texts and getattr(self.pipeline, "text_encoders_freed", False):
             raise ValueError(f"the text encoders were dropped before {texts[0][0]!r} was encoded: load the model again")
-        together = TEXTS_TOGETHER if plan and self.encodes_lists and plan.placement.startswith("stream") else 1
+        together = plan.text_batch_size if plan and self.encodes_lists else 1
         for negative in (True, False):
             words = [text for text, kind in texts if kind is negative]
             for first in range(0, len(words), together):

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..noise import twin
-from .denoisers import Denoiser
+from .denoisers import Denoiser, scaled
 from .solvers import (
     begin_at,
     draws_noise,
@@ -168,8 +168,7 @@ class RowOutputs:
             self._last = evaluate()
             self._change = torch.zeros_like(self._last)
             return self._last
-        factors = torch.tensor([slope or 0.0 for slope in slopes]).to(self._last).view(-1, 1, 1, 1)
-        output = self._last + factors * self._change
+        output = self._last + scaled(self._change, [slope or 0.0 for slope in slopes])
         if asked := [row for row, slope in enumerate(slopes) if slope is None]:
             output[asked] = evaluate(asked)
             self._change[asked] = output[asked] - self._last[asked]

@@ -54,7 +54,7 @@ def placements(names: Sequence[str]) -> pd.DataFrame:
     for name in names:
         for placement in memory.PLACEMENTS:
             plan = memory.make_plan(name, placement=placement, dtype=DTYPE, batch_size=2)
-            plan = replace(plan, decode_batch_size=1)
+            plan = replace(plan, decode_batch_size=1, text_batch_size=1)
             sizes = (plan.on_device / 1e9, (plan.peak - plan.on_device) / 1e9, plan.in_host_memory / 1e9)
             rows.append((name, placement, *sizes))
     return pd.DataFrame(rows, columns=["model", "plan", "weights_gb", "activations_gb", "host_gb"])

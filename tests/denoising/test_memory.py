@@ -30,6 +30,7 @@ GB = 10**9
 NEEDS = Needs(  # of SD3-medium in 16 bit, roughly
     weights={"text_encoder": GB // 4, "text_encoder_2": GB, "text_encoder_3": 9 * GB, "transformer": 4 * GB, "vae": 1},
     largest_layer=GB // 2,
+    encoding=GB // 25,
     evaluation=GB // 5,
     decoding=GB,
     text=1,
@@ -44,7 +45,8 @@ def paths(kind):
 
 
 def plan_of(placement="resident", **changes):
-    values = {"batch_size": 64, "decode_batch_size": 16, "needs": NEEDS, "t5": "full"} | changes
+    batches = {"batch_size": 64, "decode_batch_size": 16, "text_batch_size": 32 if "stream" in placement else 1}
+    values = batches | {"needs": NEEDS, "t5": "full"} | changes
     return memory.MemoryPlan("tiny", 32, "float32", placement, **values)
 
 
@@ -103,6 +105,10 @@ def test_a_folder_is_counted_from_its_configurations(tmp_path):
     counted = {name: parameters(model) + table * (name == "transformer") for name, model in networks.items()}
     assert needs.weights == {name: 4 * number for name, number in counted.items()}
     assert needs.text == 4 * ((16 + 256) * 48 + 48)
+    t5 = pipeline.text_encoder_3.to("meta")
+    one, eight = (torch.zeros(n, 256, dtype=torch.long, device="meta") for n in (1, 8))
+    assert needs.encoding == live_peak(lambda: t5(one), t5)
+    assert needs.encoding < live_peak(lambda: t5(eight), t5) <= 8 * needs.encoding  # what plans count with
     half = needs_of(blueprint(str(tmp_path)), "bfloat16")[1]
     assert half.evaluation < needs.evaluation
     assert needs_of(blueprint(str(tmp_path)), "float32", 64)[1].decoding > 3.5 * needs.decoding
@@ -140,18 +146,20 @@ def _known_needs(monkeypatch):
 
 @pytest.mark.usefixtures("_known_needs")
 @pytest.mark.parametrize(
-    ("budget", "placement", "batch", "decoded"),
+    ("budget", "placement", "batch", "decoded", "read"),
     [
-        (None, "resident", 64, 16),
-        (30, "resident", 64, 8),
-        (16, "resident", 8, 1),
-        (8, "stream text", 16, 2),
-        (2, "stream", 4, 1),
+        (None, "resident", 64, 16, 1),
+        (30, "resident", 64, 8, 1),
+        (16, "resident", 8, 1, 1),
+        (8, "stream text", 16, 2, 32),
+        (2, "stream", 4, 1, 32),
+        (1.2, "stream", 2, 1, 16),
     ],
 )
-def test_the_fastest_plan_that_fits(budget, placement, batch, decoded):
+def test_the_fastest_plan_that_fits(budget, placement, batch, decoded, read):
     plan = memory.make_plan("sd3-medium", budget)
-    assert (plan.placement, plan.batch_size, plan.decode_batch_size) == (placement, batch, decoded)
+    batches = (plan.batch_size, plan.decode_batch_size, plan.text_batch_size)
+    assert (plan.placement, *batches) == (placement, batch, decoded, read)
     assert budget is None or plan.peak <= budget * 1e9
     weights = {"resident": 14.25, "stream text": 4.0, "stream": 0.0}
     assert plan.on_device / 1e9 == pytest.approx(weights[placement], abs=1e-6)
