@@ -56,7 +56,7 @@ def needs_of(parts: Blueprint, dtype: str, image_size: int | None = None, t5: st
     largest = max(p.numel() for name, model in networks.items() if name != "vae" for p in model.parameters())
     if encoder is not None and t5 != "full":
         weights[encoder] = quantised_bytes(networks[encoder], T5[t5])
-    denoiser = denoiser_of(pipeline)
+    denoiser: Any = denoiser_of(pipeline)  # of SD3 or FLUX.1, which count the tokens of T5
     side = image_size or denoiser.default_size
     if side % denoiser.size_multiple:
         raise ValueError(f"image_size must be a multiple of {denoiser.size_multiple} pixels, got {side}")
