@@ -114,7 +114,7 @@ def load(
 
     Args:
         device: "cuda" where there is a GPU, else "cpu", by default.
-        dtype: that of the plan by default; without one "float32" on the CPU and "float16" elsewhere.
+        dtype: that of the plan by default; without one see `default_dtype`.
         plan: where the parts are while the pipeline works, as `plan` made it.
         budget_gb: or the memory of the device in 10^9 bytes; the fastest plan that fits is followed.
         speed: names of `speed.SPEED`; each is worth it only where it was measured to be.
@@ -130,18 +130,27 @@ def load(
         raise TypeError(f"name must be a miniature's name, a folder or a hub id, got {name!r}")
     name = str(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (plan.dtype if plan else None) or ("float32" if device == "cpu" else "float16")
-    if dtype not in DTYPES:
+    if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     try:
-        torch.device(device)
+        kind = torch.device(device).type
     except (RuntimeError, TypeError):
         raise ValueError(f"device must be a name that torch knows, such as 'cpu' or 'cuda', got {device!r}") from None
     location = locate(name)
+    dtype = dtype or (plan.dtype if plan else default_dtype(location, kind))
     if budget_gb is not None or plan is not None:
         return _load_planned(location, device, dtype, plan, budget_gb, speed)
     pipeline = _read(location, dtype).to(device)
     return _faster(pipeline, speed)
+
+
+def default_dtype(location: str, kind: str) -> str:
+    """What weights are loaded in on this kind of device where nobody says: the usual, and of miniatures always float32.
+
+    Their shipped tables, surfaces and fingerprints are of float32, and they are small enough for it anywhere.
+    """
+    shipped = Path(location).resolve().parent == MODELS.resolve()
+    return "float32" if kind == "cpu" or shipped else "float16"
 
 
 def _load_planned(

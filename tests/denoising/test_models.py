@@ -80,6 +80,20 @@ def test_a_folder_path_loads_like_the_name(mini):
     assert by_path.transformer.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype"),
+    [
+        ("mini-sd3", "cuda", "float32"),  # what shipped tables and surfaces were made with, also on a GPU
+        (str(MODELS / "mini-lcm"), "cuda", "float32"),
+        ("mini-sd", "cpu", "float32"),
+        ("sd3-medium", "cuda", "float16"),
+        ("sd3-medium", "cpu", "float32"),
+    ],
+)
+def test_default_dtypes(name, kind, dtype):
+    assert models.default_dtype(models.locate(name), kind) == dtype
+
+
 def test_unknown_miniature_names_the_shipped_ones():
     with pytest.raises(ValueError, match=r"no miniature model 'mini-sd9'.*mini-sd3"):
         models.load("mini-sd9")
