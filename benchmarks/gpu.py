@@ -360,16 +360,24 @@ def describe(job: Job, size: str) -> dict[str, Any]:
 
 
 def write_page(facts: dict[str, Any], table: pd.DataFrame, page: Path, begin: str) -> None:
-    """Put the tables into the page, between the mark of the device and the next end."""
-    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    tail = rest.partition(END)[2]
+    """Put the tables into the page, after the mark of the device."""
     lines = [f"- {name}: {value}" for name, value in facts.items()]
     for kind, rows in table.groupby("part", sort=False):
-        shown = rows.drop(columns="part").dropna(axis=1, how="all")
-        cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in shown.to_numpy()]
-        lines += ["", f"**{kind}**", "", "| " + " | ".join(shown.columns) + " |", "|---" * len(shown.columns) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in cells]
-    write_atomically(page, "\n".join([head + begin, "", *lines, "", END + tail]).encode())
+        lines += ["", f"**{kind}**", "", *table_lines(rows.drop(columns="part").dropna(axis=1, how="all"))]
+    put_between(page, begin, lines)
+
+
+def table_lines(shown: pd.DataFrame) -> list[str]:
+    """A table in Markdown, numbers to three digits."""
+    cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in shown.to_numpy()]
+    head = ["| " + " | ".join(shown.columns) + " |", "|---" * len(shown.columns) + "|"]
+    return head + ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def put_between(page: Path, begin: str, lines: Sequence[str]) -> None:
+    """Replace what a page has between a mark and the next end."""
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    write_atomically(page, "\n".join([head + begin, "", *lines, "", END + rest.partition(END)[2]]).encode())
 
 
 def _clear() -> None:

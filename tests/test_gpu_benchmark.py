@@ -1,4 +1,4 @@
-"""The GPU benchmark runs whole on tiny models: its numbers are counted, its files complete, the page kept otherwise."""
+"""The GPU benchmark runs whole on tiny models; plans are followed on a GPU that is only pretended, byte by byte."""
 
 from __future__ import annotations
 
@@ -8,20 +8,33 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
-from hybridlib.denoising import memory
+from hybridlib.denoising import memory, models, texts
+from hybridlib.denoising.blueprints import BLUEPRINTS
+from hybridlib.denoising.footprint import needs_of
 from hybridlib.denoising.tree import Tree
 from hybridlib.paths import ROOT
 
 
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses, and benchmarks each other, look modules up
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks" / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    yield loaded("gpu")
+    del sys.modules["gpu"]
+
+
+@pytest.fixture(scope="module")
+def pretended(gpu):
+    yield loaded("pretended")
+    del sys.modules["pretended"]
 
 
 def test_slices_have_the_published_number_of_evaluations(gpu):
@@ -106,3 +119,63 @@ def test_a_later_run_of_one_part_keeps_the_others_of_the_same_device(gpu, tmp_pa
     assert gpu.kept_rows(tmp_path / "x.json", facts, ["plans"]) == rows[:1]
     assert gpu.kept_rows(tmp_path / "x.json", facts | {"versions": "w"}, ["plans"]) == []
     assert gpu.kept_rows(tmp_path / "none.json", facts, ["plans"]) == []
+
+
+# --- on a GPU that is not there
+
+
+POSITIONS = 2e-6  # GB of integers that a plan leaves out: the numbers of CLIP's positions
+
+
+def tiny_plan(gpu, placement):
+    parts = gpu._job(gpu._parser().parse_args(["--size", "tiny"]), torch.device("cpu")).blueprint
+    side, needs = needs_of(parts, "bfloat16", 64)
+    batches = {"batch_size": 8, "decode_batch_size": 2, "text_batch_size": 4 if "stream" in placement else 1}
+    return parts, memory.MemoryPlan("tiny", side, "bfloat16", placement, "full", needs=needs, **batches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", memory.PLACEMENTS)
+def test_a_plan_stays_below_what_it_says(gpu, pretended, placement):
+    """Every tensor of a run is counted where it lies; one that lies elsewhere than its partner stops the run."""
+    parts, plan = tiny_plan(gpu, placement)
+    before = torch.nn.Module._apply, torch.Tensor.pin_memory, torch.cuda.Stream
+    row = pretended.count(parts, plan, 64, 32)
+    assert (torch.nn.Module._apply, torch.Tensor.pin_memory, torch.cuda.Stream) == before
+    at_rest = 0 if placement == "model" else plan.on_device / 1e9  # that one fetches a part when it is asked for
+    assert row["weights GB"] == pytest.approx(at_rest, abs=POSITIONS)
+    assert row["peak GB"] == max(row["reading GB"], row["walking GB"], row["decoding GB"])
+    assert at_rest < row["peak GB"] <= row["planned GB"]
+
+
+@pytest.mark.slow
+def test_what_is_left_on_another_device_is_found(gpu, pretended, monkeypatch):
+    parts, plan = tiny_plan(gpu, "stream text")
+    monkeypatch.setattr(texts.EncodesTexts, "_brought", lambda self, text, kept, device: kept[text])
+    monkeypatch.setattr(
+        texts.EncodesTexts,
+        "_encoded",
+        lambda self, asked: tuple(
+            torch.cat(rows) for rows in zip(*(self._embeds[text] for text in asked), strict=True)
+        ),
+    )
+    with pytest.raises(RuntimeError, match="cpu.*cuda|cuda.*cpu"):
+        pretended.count(parts, plan, 4, 4)
+
+
+@pytest.mark.slow
+def test_encoders_that_stay_are_counted(gpu, pretended, monkeypatch):
+    parts, plan = tiny_plan(gpu, "stream text")
+    monkeypatch.setattr(memory, "place", lambda pipeline, placement, device: pipeline.to(device))
+    row = pretended.count(parts, plan, 4, 4)
+    assert row["weights GB"] == pytest.approx(sum(plan.needs.weights.values()) / 1e9, abs=POSITIONS)
+    assert row["weights GB"] > 1.2 * plan.on_device / 1e9
+
+
+@pytest.mark.slow
+def test_sd3_medium_in_8_gb_byte_by_byte(pretended):
+    """The promise of the plan at true size, with T5 used: 256 images in work, 128 prompts."""
+    plan = models.plan("sd3-medium", 8)
+    row = pretended.count(BLUEPRINTS["sd3-medium"], plan)
+    assert plan.placement == "stream text"
+    assert 0.9 * row["planned GB"] < row["peak GB"] <= row["planned GB"] <= 8

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .blueprints import BLUEPRINTS, Blueprint, shell
 from .families import denoiser_of
+from .solvers import begin_at, prepared_scheduler
 
 T5 = {"full": 1.0, "8bit": 0.5, "4bit": 0.25, "dropped": 0.0}  # shares of the bytes of 16-bit linear layers
 FAMILIES = ("StableDiffusion3Pipeline", "FluxPipeline")
@@ -34,6 +35,8 @@ class Needs:
     evaluation: int  # activations of one evaluation of the denoiser
     decoding: int  # activations of decoding one image
     text: int  # what one prompt is encoded to
+    row: int  # the latents of one image in work
+    update: int  # what the solver makes of one row, in float32
     t5: str | None  # the name of the T5 text encoder, where there is one
 
 
@@ -63,6 +66,8 @@ def needs_of(parts: Blueprint, dtype: str, image_size: int | None = None, t5: st
     arguments = {name: value.to(kind) for name, value in denoiser.example(side, side).items()}
     shape = (1, denoiser.latent_channels, *[side // pipeline.vae_scale_factor] * 2)
     latents = torch.empty(shape, device="meta", dtype=kind)
+    scheduler = prepared_scheduler(denoiser, 2, (latents.shape[-2], latents.shape[-1]))
+    begin_at(scheduler, 0)
     model, vae = (torch.nn.Module.to(part, kind) for part in (denoiser.model, pipeline.vae))
     text = sum(arguments[name].numel() for name in ("encoder_hidden_states", "pooled_projections"))
     readers = [name for name in networks if name.startswith("text_encoder") and weights[name]]
@@ -74,6 +79,8 @@ def needs_of(parts: Blueprint, dtype: str, image_size: int | None = None, t5: st
         evaluation=live_peak(lambda: model(**arguments, return_dict=False), model),
         decoding=live_peak(lambda: vae.decode(latents, return_dict=False), vae),
         text=text * kind.itemsize,
+        row=latents.nbytes,
+        update=live_peak(lambda: scheduler.step(latents, scheduler.timesteps[0], latents, return_dict=False)),
         t5=encoder,
     )
 
@@ -110,27 +117,33 @@ def reading_peak(encoder: torch.nn.Module, tokens: int, is_t5: bool) -> int:
     return live_peak(lambda: encoder(ids, output_hidden_states=not is_t5), encoder)
 
 
-def live_peak(run: Callable[[], object], model: torch.nn.Module) -> int:
+def live_peak(run: Callable[[], object], model: torch.nn.Module | None = None) -> int:
     """Most bytes that the tensors made by `run` hold at one time, on the meta device; weights are not counted."""
-    live = _Live([*model.parameters(), *model.buffers()])
-    with torch.no_grad(), live, _Attention():
+    live = Live([*model.parameters(), *model.buffers()] if model else [])
+    with torch.no_grad(), live, FusedAttention():
         run()
     return live.peak
 
 
-class _Live(TorchDispatchMode):
-    """Follows the storages that operations make until nobody holds them any more."""
+class Live(TorchDispatchMode):
+    """Follows the storages that operations make until nobody holds them any more: bytes `now`, and at the most.
 
-    def __init__(self, known: Sequence[Tensor]) -> None:
+    Args:
+        known: tensors that are not counted.
+        device: the kind of device whose tensors are followed; all by default.
+    """
+
+    def __init__(self, known: Sequence[Tensor] = (), device: str | None = None) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self._device = device
         self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no other takes its address
         self._seen = {storage._cdata for storage in self._known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and self._device in (None, tensor.device.type):
                 self._follow(tensor.untyped_storage())
         return result
 
@@ -148,7 +161,7 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-class _Attention(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     """Attention as fused kernels do it, which hold its result alone; without values PyTorch would make the matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

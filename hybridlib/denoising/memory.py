@@ -19,6 +19,7 @@ import torch
 from ..names import require_known
 from .blueprints import BLUEPRINTS, HUB, blueprint
 from .footprint import T5, Needs, needs_of, published_needs
+from .texts import TEXTS_NEAR
 from .trajectory import check_type
 
 PLACEMENTS = {
@@ -30,6 +31,7 @@ PLACEMENTS = {
 LADDER = ("resident", "stream text", "stream")  # that a budget is tried on, fastest first
 BATCHES = (64, 32, 16, 8, 4, 2, 1)
 IMAGES, TEXTS = 16, 32  # the most that are decoded, or read while encoders pass through, together
+ROWS = 256  # images in work at one time that a plan counts with: a larger tree needs more
 _GB = 1e9
 
 
@@ -81,12 +83,19 @@ class MemoryPlan:
         needs, passing = self.needs, self.needs.largest_layer
         evaluating, decoding = self.batch_size * needs.evaluation, self.decode_batch_size * needs.decoding
         reading = self.text_batch_size * needs.encoding
+        evaluating = max(evaluating, ROWS * needs.update)  # the solver works where the denoiser has been
         if self.placement == "model":
             weights = needs.weights
-            return max(self._encoders_at_once + reading, weights["transformer"] + evaluating, weights["vae"] + decoding)
+            parts = (self._encoders_at_once + reading, weights["transformer"] + evaluating, weights["vae"] + decoding)
+            return self.standing + max(parts)
         reading += passing if self.streamed else 0
         evaluating += passing if self.placement == "stream" else 0
-        return self.on_device + max(reading, evaluating, decoding)
+        return self.on_device + self.standing + max(reading, evaluating, decoding)
+
+    @property
+    def standing(self) -> int:
+        """Bytes of what a tree keeps on the device: its prompts, and latents and model output of every row."""
+        return TEXTS_NEAR * self.needs.text + ROWS * 2 * self.needs.row
 
     @property
     def in_host_memory(self) -> int:
@@ -118,6 +127,7 @@ class MemoryPlan:
             f"{self.batch_size} evaluations of {self.needs.evaluation / _GB:.2f} GB in a forward, "
             f"{self.decode_batch_size} images of {self.needs.decoding / _GB:.2f} GB decoded together, "
             f"{self.text_batch_size} texts of {self.needs.encoding / _GB:.2f} GB read together",
+            f"  beside them {ROWS} images in work and {TEXTS_NEAR} prompts: {self.standing / _GB:.2f} GB",
             f"  peak about {self.peak / _GB:.1f} GB, the context of the driver not counted",
             f"  in host memory: {self.in_host_memory / _GB:.2f} GB of weights, {self.needs.text / 1e6:.1f} MB a prompt",
         ]
