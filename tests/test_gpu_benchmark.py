@@ -6,10 +6,12 @@ import importlib.util
 import json
 import sys
 
+import diffusers
 import pandas as pd
 import pytest
 import torch
 
+from hybridlib.codecs import codec
 from hybridlib.denoising import memory, models, texts
 from hybridlib.denoising.blueprints import BLUEPRINTS
 from hybridlib.denoising.footprint import needs_of
@@ -179,3 +181,48 @@ def test_sd3_medium_in_8_gb_byte_by_byte(pretended):
     row = pretended.count(BLUEPRINTS["sd3-medium"], plan)
     assert plan.placement == "stream text"
     assert 0.9 * row["planned GB"] < row["peak GB"] <= row["planned GB"] <= 8
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_of_a_gpu_runs_on_a_pretended_one(gpu, pretended, monkeypatch):
+    """Every line that a GPU would run, stock diffusers and compiled blocks included; what needs values is given."""
+    job = gpu._job(gpu._parser().parse_args(["--size", "tiny", "--dtype", "bfloat16"]), torch.device("cuda"))
+    given = gpu._parser().parse_args(["--size", "tiny", "--personal", "2", "--stock-images", "2"])
+    parts, compiled = job.blueprint, []
+    networks = [{name: pretended.network(*entry) for name, entry in parts.networks.items()} for _ in range(9)]
+    made = [pretended.assemble(parts, found, gpu.tokenizers(parts)) for found in networks]
+    needs = needs_of(parts, "bfloat16", job.side)
+    flops = gpu.work(gpu.denoiser_of(made[0], max_sequence_length=job.tokens), job.side, job.side)
+
+    def pipeline(*_):
+        for part in parts.networks:
+            pretended._without_values(getattr(made[-1], part), torch.bfloat16)
+        return made.pop().to("cuda")
+
+    def timed(run, device):
+        run()
+        return 1.0, 0.1
+
+    for owner, name, stand_in in (
+        (gpu, "random_pipeline", pipeline),
+        (gpu, "needs_of", lambda *_: needs),
+        (gpu, "work", lambda *_: flops),
+        (gpu, "timed", timed),
+        (gpu, "_clear", lambda: None),
+        (torch, "equal", lambda *_: True),  # whether a prompt was cut
+        (torch.Tensor, "item", lambda _: 0.0),  # by how much latents differ
+        (torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__)),
+        (diffusers.FlowMatchEulerDiscreteScheduler, "_init_step_index", lambda s, _: setattr(s, "_step_index", 0)),
+        (diffusers.image_processor.VaeImageProcessor, "postprocess", lambda _, pictures, **o: [None] * len(pictures)),
+        (codec.RowCodec, "quantise", lambda _, latents, seeds=None: latents.cpu().to(latents.device)),
+    ):
+        monkeypatch.setattr(owner, name, stand_in)
+    with pretended.pretended_gpu():
+        rows = gpu.measure_slices(job, given, {"matrix product (TFLOP/s)": 1.0})
+        rows += gpu.measure_plans(job, given, {})
+        rows += gpu.measure_speed(job, given, {})
+    sides = [row["side"] for row in rows]
+    assert sides[:3] == ["stock, one at a time", "stock, best batch", "ours"]
+    assert sides[9:] == [*memory.PLACEMENTS, "none", "compile", "channels_last", "compile + channels_last"]
+    assert compiled == ["JointTransformerBlock"] * 4  # two blocks, twice

@@ -35,6 +35,15 @@ def apply_speed(pipeline: Any, names: Collection[str]) -> Any:
         if pipeline._execution_device.type == "cpu":
             warnings.warn("no accelerator: speed 'compile' is left out", stacklevel=3)
         else:
-            denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
-            denoiser.compile_repeated_blocks(dynamic=False)
+            compile_blocks(getattr(pipeline, "transformer", None) or pipeline.unet)
     return pipeline
+
+
+def compile_blocks(network: Any, **options: Any) -> None:
+    """Compile the blocks that a network of diffusers repeats, with options of `torch.compile`.
+
+    Numbers of rows change from step to step, so PyTorch is left free to make them dynamic.
+    """
+    if not network._repeated_blocks:  # diffusers names none for SD3
+        network._repeated_blocks = [type(network.transformer_blocks[0]).__name__]
+    network.compile_repeated_blocks(**options)

@@ -17,7 +17,7 @@ from hybridlib.denoising.costs import parameters
 from hybridlib.denoising.footprint import Needs, live_peak, needs_of, quantised_bytes, weight_bytes
 from hybridlib.denoising.identity import text_identity
 from hybridlib.denoising.sampler import sample
-from hybridlib.denoising.speed import apply_speed
+from hybridlib.denoising.speed import apply_speed, compile_blocks
 from hybridlib.denoising.trajectory import Trajectory
 from hybridlib.files import read_image
 from hybridlib.study.parameters import Settings
@@ -336,3 +336,19 @@ def test_speed_options_change_nothing_but_rounding():
     pipeline.memory_plan = plan_of("stream")
     with pytest.raises(ValueError, match="needs a denoiser that stays on the device"):
         apply_speed(pipeline, ["compile"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [random_sd3, random_flux, random_sd])
+def test_compiled_blocks_give_the_same_latents_whatever_the_number_of_rows(make):
+    """Traced as on a GPU, and run as they are, since a bare machine has no compiler. The last batch is smaller."""
+    negative = "" if make is random_flux else "a blue ring"
+    trees = [Trajectory.hybrid("a ring", f"a {c} ring", 1, 3, 2.0, 4.0, negative, STEPS) for c in ("red", "green")]
+    options = {"height": 32, "width": 32, "progress": False, "batch_size": 3}
+    pipeline, expected = make(), sample(make(), trees, **options).latents()
+    network = pipeline.unet if make is random_sd else pipeline.transformer
+    compile_blocks(network, backend="eager")
+    compiled = [module for module in network.modules() if module._compiled_call_impl is not None]
+    assert len(compiled) >= 2
+    assert network not in compiled
+    torch.testing.assert_close(sample(pipeline, trees, **options).latents(), expected, rtol=0, atol=DRIFT)
