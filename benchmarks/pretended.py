@@ -47,10 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         library.utils.logging.set_verbosity_error()
     rows = []
     for name in given.sizes:
-        plans = [memory.make_plan(name, budget) for budget in given.budgets]
-        plans += [memory.make_plan(name, placement="model")] * ("model" in given.also)
-        for plan in plans:
-            rows.append(count(BLUEPRINTS[name], plan, given.images, given.prompts))
+        plans = [(f"{budget:g}", memory.make_plan(name, budget)) for budget in given.budgets]
+        plans += [("any", memory.make_plan(name, placement=placement)) for placement in given.also]
+        for budget, plan in plans:
+            counted = count(BLUEPRINTS[name], plan, given.images, given.prompts)
+            rows.append({"model": name, "budget GB": budget, "plan": plan.placement} | counted)
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     write_table(table, given.out / "pretended.parquet")
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"wrote {PAGE}")
 
 
-def count(parts: Blueprint, plan: memory.MemoryPlan, images: int = 256, prompts: int = 128) -> dict[str, Any]:
+def count(parts: Blueprint, plan: memory.MemoryPlan, images: int = 256, prompts: int = 128) -> dict[str, float]:
     """Peaks in GB on the device while a plan is followed: texts read, a tree of two updates walked, images decoded.
 
     Args:
@@ -93,8 +94,7 @@ def count(parts: Blueprint, plan: memory.MemoryPlan, images: int = 256, prompts:
         for _ in samples.each_image():
             pass
         mark("decoding")
-    row = {"model": plan.name, "plan": plan.placement, "images": images, "weights GB": at_rest / GB}
-    row |= {f"{phase} GB": peak for phase, peak in peaks.items()}
+    row = {"weights GB": at_rest / GB} | {f"{phase} GB": peak for phase, peak in peaks.items()}
     return row | {"peak GB": max(peaks.values()), "planned GB": plan.peak / GB}
 
 

@@ -181,6 +181,8 @@ def test_sd3_medium_in_8_gb_byte_by_byte(pretended):
     row = pretended.count(BLUEPRINTS["sd3-medium"], plan)
     assert plan.placement == "stream text"
     assert 0.9 * row["planned GB"] < row["peak GB"] <= row["planned GB"] <= 8
+    (line,) = pretended.table_lines(pd.DataFrame([row]))[2:]
+    assert f"| sd3-medium | 8 | stream text {line}" in pretended.PAGE.read_text()  # as shipped
 
 
 @pytest.mark.slow
