@@ -5,7 +5,7 @@ decoded. PyTorch's fake tensors stand in for all others. They refuse an operatio
 every byte on "cuda" is counted from when it is made until nobody holds it. What a GPU adds is not seen: workspaces of
 kernels, what the allocator leaves unused, the driver's context. Nothing is timed.
 
-`python benchmarks/pretended.py --size sd3-medium --budgets 8 16 --write` takes a minute or two a plan, on one core.
+`python benchmarks/pretended.py --sizes sd3-medium --budgets 8 16` takes about half a minute a plan, on one core.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ def count(parts: Blueprint, plan: memory.MemoryPlan, images: int = 256, prompts:
     Args:
         images: rows of the tree after its first, common update; guided, but for FLUX.1.
         prompts: how many different ones they have.
-        words: tokenizers; by default stand-ins of the published lengths.
     """
     pipeline = assemble(parts, {name: network(*entry) for name, entry in parts.networks.items()}, tokenizers(parts))
     peaks: dict[str, float] = {}

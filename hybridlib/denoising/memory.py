@@ -79,7 +79,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """Bytes on the device at the most, while it encodes, evaluates or decodes; an estimate, as activations are."""
+        """Bytes on the device at the most, with `ROWS` images in work: it reads, evaluates or decodes. An estimate."""
         needs, passing = self.needs, self.needs.largest_layer
         evaluating, decoding = self.batch_size * needs.evaluation, self.decode_batch_size * needs.decoding
         reading = self.text_batch_size * needs.encoding
