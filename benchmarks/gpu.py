@@ -361,7 +361,7 @@ def describe(job: Job, size: str) -> dict[str, Any]:
 
 def write_page(facts: dict[str, Any], table: pd.DataFrame, page: Path, begin: str) -> None:
     """Put the tables into the page, after the mark of the device."""
-    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
     for kind, rows in table.groupby("part", sort=False):
         lines += ["", f"**{kind}**", "", *table_lines(rows.drop(columns="part").dropna(axis=1, how="all"))]
     put_between(page, begin, lines)
