@@ -123,11 +123,11 @@ class MemoryPlan:
             f"  plan {self.placement!r}: {PLACEMENTS[self.placement]}",
             f"  weights (GB, counted): {weights}",
             f"  T5: {self.t5}" * (self.t5 != "full"),
-            f"  on the device: {self.on_device / _GB:.2f} GB of weights, and activations (estimates): up to "
-            f"{self.batch_size} evaluations of {self.needs.evaluation / _GB:.2f} GB in a forward, "
-            f"{self.decode_batch_size} images of {self.needs.decoding / _GB:.2f} GB decoded together, "
-            f"{self.text_batch_size} texts of {self.needs.encoding / _GB:.2f} GB read together",
-            f"  beside them {ROWS} images in work and {TEXTS_NEAR} prompts: {self.standing / _GB:.2f} GB",
+            f"  on the device: {self.on_device / _GB:.2f} GB of weights, "
+            f"{self.standing / _GB:.2f} GB of {ROWS} images in work and {TEXTS_NEAR} prompts",
+            f"  activations (estimates): {self.batch_size} evaluations of {self.needs.evaluation / _GB:.2f} GB, or "
+            f"{self.decode_batch_size} x {self.needs.decoding / _GB:.2f} GB to decode, or "
+            f"{self.text_batch_size} x {self.needs.encoding / _GB:.2f} GB to read texts, at one time",
             f"  peak about {self.peak / _GB:.1f} GB, the context of the driver not counted",
             f"  in host memory: {self.in_host_memory / _GB:.2f} GB of weights, {self.needs.text / 1e6:.1f} MB a prompt",
         ]
