@@ -219,13 +219,11 @@ def measure_slices(job: Job, given: argparse.Namespace, facts: dict[str, Any]) -
     rows, best, peak_flops = [], None, facts["matrix product (TFLOP/s)"] * 1e12
 
     def add(name: str, side: str, images: int, seconds: float, nfe: float, peak: float, stock: list[float]) -> None:
-        rate, ratios = nfe * images / seconds, [seconds / images / one for one in (mean(stock), max(stock), min(stock))]
-        row = {"slice": name, "side": side, "images": images, "seconds an image": seconds / images}
+        rate, each = nfe * images / seconds, seconds / images
+        row = {"slice": name, "side": side, "images": images, "seconds an image": each}
         row |= {"NFE an image": nfe, "NFE a second": rate, "peak GB": peak}
-        row |= {
-            "share of matrix product": rate * flops / peak_flops,
-            **dict(zip(("time / stock", "least", "most"), ratios, strict=True)),
-        }
+        row |= {"share of matrix product": rate * flops / peak_flops}
+        row |= {"time / stock": each / mean(stock), "least": each / max(stock), "most": each / min(stock)}
         rows.append(row)
         print(row, flush=True)
 

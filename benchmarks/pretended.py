@@ -5,7 +5,7 @@ decoded. PyTorch's fake tensors stand in for all others. They refuse an operatio
 every byte on "cuda" is counted from when it is made until nobody holds it. What a GPU adds is not seen: workspaces of
 kernels, what the allocator leaves unused, the driver's context. Nothing is timed.
 
-`python benchmarks/pretended.py --sizes sd3-medium --budgets 8 16` takes about half a minute a plan, on one core.
+`python benchmarks/pretended.py --sizes sd3-medium --budgets 8 16` takes about a minute a plan, on one core.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from hybridlib.denoising import memory
 from hybridlib.denoising.blueprints import BLUEPRINTS, Blueprint, assemble, network
 from hybridlib.denoising.footprint import FusedAttention, Live
 from hybridlib.denoising.sampler import sample
+from hybridlib.denoising.texts import TEXTS_NEAR
 from hybridlib.denoising.trajectory import Trajectory
 from hybridlib.files import write_table
 from hybridlib.paths import OUTPUTS
 
 BEGIN = "<!-- counted without a GPU -->"
 GPU, GB = torch.device("cuda"), 1e9
+SIZES = ["sd3-medium", "sd3.5-medium", "flux.1-dev"]
 WORDS = ["".join(letters) for letters in itertools.product("abcdefghijkl", repeat=3)]
 
 
@@ -48,10 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for name in given.sizes:
         plans = [(f"{budget:g}", memory.make_plan(name, budget)) for budget in given.budgets]
-        plans += [("any", memory.make_plan(name, placement=placement)) for placement in given.also]
+        plans += [("any", memory.make_plan(name, placement="model"))]  # which no budget chooses
         for budget, plan in plans:
-            counted = count(BLUEPRINTS[name], plan, given.images, given.prompts)
-            rows.append({"model": name, "budget GB": budget, "plan": plan.placement} | counted)
+            rows.append({"model": name, "budget GB": budget, "plan": plan.placement} | count(BLUEPRINTS[name], plan))
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     write_table(table, given.out / "pretended.parquet")
@@ -60,12 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"wrote {PAGE}")
 
 
-def count(parts: Blueprint, plan: memory.MemoryPlan, images: int = 256, prompts: int = 128) -> dict[str, float]:
+def count(
+    parts: Blueprint, plan: memory.MemoryPlan, images: int = memory.ROWS, prompts: int = TEXTS_NEAR
+) -> dict[str, float]:
     """Peaks in GB on the device while a plan is followed: texts read, a tree of two updates walked, images decoded.
 
     Args:
         images: rows of the tree after its first, common update; guided, but for FLUX.1.
-        prompts: how many different ones they have.
+        prompts: how many different ones they have. Both are by default what a plan counts with.
     """
     pipeline = assemble(parts, {name: network(*entry) for name, entry in parts.networks.items()}, tokenizers(parts))
     peaks: dict[str, float] = {}
@@ -132,13 +135,13 @@ def _without_values(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         for tensors, wrap in ((module._parameters, True), (module._buffers, False)):
             for name, tensor in tensors.items():
-                if tensor is not None and id(tensor) not in made:
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
                     empty = torch.empty(tensor.shape, dtype=kind, device="cpu")
                     made[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if wrap else empty
-                    made[id(made[id(tensor)])] = made[id(tensor)]
-                if tensor is not None:
-                    tensors[name] = made[id(tensor)]
+                tensors[name] = made[id(tensor)]
 
 
 def _assign(tensor: Any, source: Any) -> None:
@@ -176,11 +179,8 @@ def _copied(value: Any, memo: Any = None) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["sd3-medium"], choices=BLUEPRINTS, help="models (sd3-medium)")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, choices=BLUEPRINTS, help=", ".join(SIZES))
     parser.add_argument("--budgets", nargs="+", type=float, default=[8.0, 16.0, 24.0, 48.0], help="in GB; a plan each")
-    parser.add_argument("--also", nargs="*", default=[], choices=["model"], help="the plan that no budget chooses")
-    parser.add_argument("--images", type=int, default=256, help="images in work (256)")
-    parser.add_argument("--prompts", type=int, default=128, help="different prompts of them (128)")
     parser.add_argument("--out", type=Path, default=OUTPUTS / "benchmarks" / "gpu", help="folder of the table")
     parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     return parser

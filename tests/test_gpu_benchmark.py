@@ -153,7 +153,6 @@ def test_a_plan_stays_below_what_it_says(gpu, pretended, placement):
 @pytest.mark.slow
 def test_what_is_left_on_another_device_is_found(gpu, pretended, monkeypatch):
     parts, plan = tiny_plan(gpu, "stream text")
-    monkeypatch.setattr(texts.EncodesTexts, "_brought", lambda self, text, kept, device: kept[text])
     monkeypatch.setattr(
         texts.EncodesTexts,
         "_encoded",

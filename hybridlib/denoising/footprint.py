@@ -68,14 +68,16 @@ def needs_of(parts: Blueprint, dtype: str, image_size: int | None = None, t5: st
     latents = torch.empty(shape, device="meta", dtype=kind)
     scheduler = prepared_scheduler(denoiser, 2, (latents.shape[-2], latents.shape[-1]))
     begin_at(scheduler, 0)
-    model, vae = (torch.nn.Module.to(part, kind) for part in (denoiser.model, pipeline.vae))
+    for part in networks.values():
+        torch.nn.Module.to(part, kind)  # that of diffusers warns of dtypes that it keeps apart
+    model, vae = denoiser.model, pipeline.vae
     text = sum(arguments[name].numel() for name in ("encoder_hidden_states", "pooled_projections"))
     readers = [name for name in networks if name.startswith("text_encoder") and weights[name]]
-    lengths = dict.fromkeys(readers, pipeline.tokenizer_max_length) | {encoder: denoiser.max_sequence_length}
+    lengths = [denoiser.max_sequence_length if n == encoder else pipeline.tokenizer_max_length for n in readers]
     return side, Needs(
         weights=weights,
         largest_layer=2 * largest * kind.itemsize,
-        encoding=max(reading_peak(torch.nn.Module.to(networks[n], kind), lengths[n], n == encoder) for n in readers),
+        encoding=max(reading_peak(networks[n], t, n == encoder) for n, t in zip(readers, lengths, strict=True)),
         evaluation=live_peak(lambda: model(**arguments, return_dict=False), model),
         decoding=live_peak(lambda: vae.decode(latents, return_dict=False), vae),
         text=text * kind.itemsize,
